@@ -1,0 +1,69 @@
+"""Every error twinlens raises on purpose; nothing else in the package defines one.
+
+Each message says what happened, with what, and what to do now, for someone who
+has not read the code. Only `cli/` turns them into exit codes.
+
+    TwinlensError
+    ├─ ConfigError         (ValueError)   unknown key, impossible sizes
+    ├─ UnreadableImage     (ValueError)   source, reason
+    ├─ CheckpointMismatch  (ValueError)   the first few differing names and shapes
+    ├─ ModelNotFound       (ValueError)   no such model name or folder
+    ├─ QueryError          (ValueError)   a search that cannot be understood
+    ├─ IndexModelMismatch  (ValueError)   index built by another model
+    ├─ IndexCorrupt        (RuntimeError) index files that contradict each other
+    ├─ IndexBusy           (RuntimeError) another process is writing the index
+    └─ MissingExtra        (ImportError)  package, install command
+"""
+
+
+class TwinlensError(Exception):
+    """Base of every deliberate error: catch this to catch them all."""
+
+
+class ConfigError(TwinlensError, ValueError):
+    """A configuration with an unknown key or impossible sizes."""
+
+
+class UnreadableImage(TwinlensError, ValueError):
+    """A picture that cannot be decoded; `source` names it and `reason` says why."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+
+class CheckpointMismatch(TwinlensError, ValueError):
+    """Weights that do not fit the model they were meant for."""
+
+
+class ModelNotFound(TwinlensError, ValueError):
+    """Neither a built-in model name nor a folder that holds a model."""
+
+
+class QueryError(TwinlensError, ValueError):
+    """A search query that cannot be understood or adds up to nothing."""
+
+
+class IndexModelMismatch(TwinlensError, ValueError):
+    """An index whose vectors came from another model than the one asked for."""
+
+
+class IndexCorrupt(TwinlensError, RuntimeError):
+    """Index files that contradict each other."""
+
+
+class IndexBusy(TwinlensError, RuntimeError):
+    """Another process is writing the same index."""
+
+
+class MissingExtra(TwinlensError, ImportError):
+    """An optional package is absent; the message holds the command that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'twinlens[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra

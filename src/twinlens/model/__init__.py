@@ -1,0 +1,1 @@
+"""The two towers in PyTorch (extra `train`), joined in `clip.py`."""

@@ -1,0 +1,44 @@
+"""CLIP's causal text transformer; its feature is the one at the end token.
+
+Pooling by largest id or by an explicit end id belongs to the weights: the wrong one
+gives plausible nonsense (TRAPS, "Text pooling"). Projection: clip.py.
+Source: Radford et al. 2021, arXiv:2103.00020, section 2.4.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from twinlens.config import ClipTextConfig
+from twinlens.model.attention import Block, init_transformer
+
+
+class ClipTextTower(nn.Module):
+    """Token ids to one feature vector per text."""
+
+    def __init__(self, config: ClipTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocab_size, config.width)
+        self.position = nn.Parameter(torch.empty(config.context, config.width))
+        self.blocks = nn.ModuleList(Block(config, pre_norm=True) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        # Tokens start at std 0.02 and positions at 0.01, as in OpenAI's reference code.
+        nn.init.normal_(self.token.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.01)
+        init_transformer(self.blocks, config)
+
+    def forward(self, token_ids: Int64[Tensor, "batch token"]) -> Float[Tensor, "batch channel"]:
+        """At most `config.context` tokens, each row with its end token inside."""
+        tokens = token_ids.shape[1]
+        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
+        x = self.token(token_ids) + self.position[:tokens]  # (batch, token, channel)
+        for block in self.blocks:
+            x = block(x, causal[None, None])
+        x = self.final_norm(x)
+        if self.config.pool == "argmax":
+            end = token_ids.argmax(dim=1)
+        else:
+            # argmax gives the first of several equal values: the first end token.
+            end = (token_ids == self.config.eos_id).int().argmax(dim=1)
+        return x[torch.arange(x.shape[0], device=x.device), end]  # type: ignore[no-any-return]

@@ -1,0 +1,84 @@
+"""PyTorch towers to ONNX files whose batch (and token) axes are free.
+
+Uses the TorchScript exporter on purpose: the newer one needs two more packages and
+gives these plain towers no better graph. Proving the result equal to the towers is
+verify.py's business. Needs the extra `train`.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinlens.model.clip import Clip
+
+OPSET = 17
+
+
+class _ImageSide(nn.Module):
+    def __init__(self, model: Clip) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model.encode_image(pixel_values)
+
+
+class _TextSide(nn.Module):
+    def __init__(self, model: Clip) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.model.encode_text(token_ids)
+
+
+def export_module(
+    module: nn.Module,
+    example: Tensor,
+    path: Path,
+    *,
+    input_name: str,
+    output_names: list[str],
+    free_axes: dict[int, str],
+) -> None:
+    """Trace `module` on `example` and write ONNX; `free_axes` names the input's free axes."""
+    axes: dict[str, Any] = {input_name: free_axes}
+    axes |= {name: {0: "batch"} for name in output_names}
+    with warnings.catch_warnings():
+        # The exporter announces its own age and reports folding that it skips.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            str(path),
+            input_names=[input_name],
+            output_names=output_names,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def export_towers(model: Clip, image_path: Path, text_path: Path) -> None:
+    """Write both towers, projections included: pixels or ids in, raw embeddings out."""
+    size = model.config.image.image_size
+    model = model.eval().cpu().to(memory_format=torch.contiguous_format)
+    export_module(
+        _ImageSide(model),
+        torch.zeros(2, 3, size, size),
+        image_path,
+        input_name="pixel_values",
+        output_names=["embeddings"],
+        free_axes={0: "batch"},
+    )
+    export_module(
+        _TextSide(model),
+        torch.ones(2, 7, dtype=torch.int64),
+        text_path,
+        input_name="token_ids",
+        output_names=["embeddings"],
+        free_axes={0: "batch", 1: "token"},
+    )

@@ -1,0 +1,1 @@
+"""Losses and loops that fit two towers to pairs (extra `train`)."""
