@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mini_data import LOCKED_BLOCKS, PairTexts, load_teacher
+from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mini_data import LOCKED_BLOCKS, PairTexts, load_teacher
 from twinlens.config import BertTextConfig, ClipConfig, EfficientNetLiteConfig
 from twinlens.data.tokenizer import WordPieceTokenizer
 from twinlens.evaluate.retrieval import retrieval_scores
@@ -95,6 +96,7 @@ class Pictures:
     """One cached set: maps or features by view, texts by picture."""
 
     def __init__(self, work: Path, name: str) -> None:
+        self.cache = work / f"{name}.features.npy"
         self.maps = np.load(work / f"{name}.maps.npy", mmap_mode="r")
         self.teacher = np.load(work / f"{name}.teacher.npy", mmap_mode="r")
         self.words = PairTexts(**json.loads((work / f"{name}.json").read_text()))
@@ -102,22 +104,20 @@ class Pictures:
         self.features: Tensor | None = None  # (view, picture, channel) while the image is locked
 
     def cache_features(self, tower: EfficientNetLiteTower) -> None:
-        """Run the rest of the image tower once for all views."""
-        with torch.inference_mode():
-            self.features = torch.stack(
-                [
-                    torch.cat(
-                        [
-                            tower.from_block(
-                                self._maps(view, np.arange(i, min(i + 128, self.count))),
-                                LOCKED_BLOCKS,
-                            )
-                            for i in range(0, self.count, 128)
-                        ]
-                    )
-                    for view in range(self.views)
-                ]
-            )
+        """Run the rest of the still locked image tower once for all views."""
+        if not self.cache.exists():
+            batches = [
+                (view, np.arange(start, min(start + 128, self.count)))
+                for view in range(self.views)
+                for start in range(0, self.count, 128)
+            ]
+            features = np.empty((self.views, self.count, tower.config.width), np.float32)
+            with torch.inference_mode():
+                for view, rows in track(batches, description=f"features {self.cache.stem}"):
+                    locked = self._maps(view, rows)
+                    features[view, rows] = tower.from_block(locked, LOCKED_BLOCKS).numpy()
+            np.save(self.cache, features)
+        self.features = torch.from_numpy(np.load(self.cache))
 
     def _maps(self, view: int, rows: np.ndarray) -> Tensor:
         maps = torch.from_numpy(self.maps[view, rows].astype(np.float32))
@@ -129,7 +129,7 @@ class Pictures:
         """Tower features of one view of some pictures, and the teacher's logits for it."""
         teacher = torch.from_numpy(self.teacher[view, rows].astype(np.float32))
         if self.features is not None:
-            return self.features[view, torch.from_numpy(rows)].clone(), teacher
+            return self.features[view, torch.from_numpy(rows)], teacher
         return tower.from_block(self._maps(view, rows), LOCKED_BLOCKS), teacher
 
 
@@ -190,7 +190,7 @@ class Trainer:
             source=str(minilm),
         )
         self.model.eval()  # batch norm keeps ImageNet's statistics; there is no dropout
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.distill_log_scale = nn.Parameter(torch.tensor(np.log(30.0), dtype=torch.float32))
         self.photos = Pictures(work, "flickr_train")
         self.labelled = [Pictures(work, "tiny_train"), Pictures(work, "clothing_train")]
@@ -240,8 +240,8 @@ class Trainer:
         all_teacher = torch.cat([teacher, *(t for _, t in labelled)])
         classes = self.sample_classes(all_teacher)
         text = self.text(captions + label_texts + [self.imagenet_text(int(c)) for c in classes])
-        caption_text, label_text, class_text = text.split(
-            [len(captions), len(label_texts), len(classes)]
+        caption_text, label_text, class_text = torch.split(
+            text, [len(captions), len(label_texts), len(classes)]
         )
         groups = torch.cat(
             [
@@ -268,9 +268,10 @@ class Trainer:
 
     def sample_classes(self, teacher: Tensor) -> Tensor:
         """ImageNet classes for one step: mostly those the teacher sees in this batch."""
-        seen = torch.unique(teacher.topk(5, dim=1).indices)
-        seen = seen[torch.randperm(len(seen))[: DISTILL_LABELS * 3 // 4]]
-        return torch.unique(torch.cat([seen, torch.randint(1000, (DISTILL_LABELS // 4,))]))
+        seen = np.unique(teacher.topk(5, dim=1).indices.numpy())
+        seen = self.random.permutation(seen)[: DISTILL_LABELS * 3 // 4]
+        anywhere = self.random.integers(1000, size=DISTILL_LABELS // 4)
+        return torch.from_numpy(np.unique(np.concatenate([seen, anywhere])))
 
     def run(self, stage: Stage) -> None:
         """Train one stage and keep the averaged weights."""
@@ -304,7 +305,10 @@ class Trainer:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda s: warmup_cosine(s, warmup_steps=total // 10, total_steps=total)
         )
-        average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        average = AveragedModel(
+            self.model,
+            multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY),  # type: ignore[no-untyped-call]
+        )
         rows = shuffled(self.random, self.photos.count, stage.batch)
         label_rows = [
             shuffled(self.random, self.labelled[0].count, stage.label_batch * 3 // 4),

@@ -12,18 +12,21 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from twinlens.errors import ConfigError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+# Not typing.Self: the tests' type checker cannot resolve it on a single method.
+ConfigT = TypeVar("ConfigT", bound="JsonConfig")
 
 
 class JsonConfig:
     """JSON in and out for a frozen dataclass; a key it does not know is an error."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         """Build from plain JSON values. Raises ConfigError on unknown or missing keys."""
         assert dataclasses.is_dataclass(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -35,8 +38,7 @@ class JsonConfig:
         required = {
             name
             for name, field in fields.items()
-            if field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         }
         if missing := sorted(required - values.keys()):
             raise ConfigError(f"{cls.__name__} needs {', '.join(map(repr, missing))}.")
@@ -53,7 +55,7 @@ class JsonConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls: type[ConfigT], path: Path) -> ConfigT:
         """Read a JSON file. Raises ConfigError naming the file when it does not fit."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

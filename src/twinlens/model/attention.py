@@ -84,10 +84,11 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch token width"]:
         if self.pre_norm:
             x = x + self.attention(self.attention_norm(x), mask)
-            return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask))
-        out: Tensor = self.mlp_norm(x + self.mlp(x))
-        return out
+            x = x + self.mlp(self.mlp_norm(x))
+        else:
+            x = self.attention_norm(x + self.attention(x, mask))
+            x = self.mlp_norm(x + self.mlp(x))
+        return x
 
 
 def init_transformer(blocks: nn.ModuleList, config: TransformerConfig) -> None:

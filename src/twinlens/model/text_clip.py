@@ -39,6 +39,7 @@ class ClipTextTower(nn.Module):
         if self.config.pool == "argmax":
             end = token_ids.argmax(dim=1)
         else:
+            assert self.config.eos_id is not None  # the config saw to it
             # argmax gives the first of several equal values: the first end token.
-            end = (token_ids == self.config.eos_id).int().argmax(dim=1)
+            end = torch.eq(token_ids, self.config.eos_id).int().argmax(dim=1)
         return x[torch.arange(x.shape[0], device=x.device), end]  # type: ignore[no-any-return]

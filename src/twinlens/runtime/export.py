@@ -65,7 +65,7 @@ def export_module(
 def export_towers(model: Clip, image_path: Path, text_path: Path) -> None:
     """Write both towers, projections included: pixels or ids in, raw embeddings out."""
     size = model.config.image.image_size
-    model = model.eval().cpu().to(memory_format=torch.contiguous_format)
+    model = model.eval().cpu()
     export_module(
         _ImageSide(model),
         torch.zeros(2, 3, size, size),

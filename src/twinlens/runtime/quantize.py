@@ -23,7 +23,6 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 
-
 class _Reader(CalibrationDataReader):
     def __init__(self, input_name: str, batches: Iterable[np.ndarray]) -> None:
         self._feeds: Iterator[dict[str, np.ndarray]] = iter({input_name: b} for b in batches)

@@ -9,7 +9,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Num
@@ -17,9 +17,6 @@ from jaxtyping import Float32, Num
 from twinlens.config import JsonConfig
 from twinlens.data.preprocess import Preprocess
 from twinlens.errors import CheckpointMismatch, ModelNotFound
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 CONFIG_NAME = "model.json"
 BUILT_IN = Path(__file__).parent.parent / "models"
@@ -101,7 +98,7 @@ class TowerSession:
             options.intra_op_num_threads = threads
         content = _read_model_file(path)
         try:
-            self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
+            self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class

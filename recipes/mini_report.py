@@ -1,0 +1,92 @@
+"""Step 4 of the `mini` recipe: how good the files that ship are, in figures.
+
+Everything goes through `Embedder`, as a user's pictures do. Flickr8k test is read
+here and nowhere else in the recipe.
+
+    python recipes/mini_report.py --shared ../shared [--model mini] [--json FILE]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mini_data import CLOTHING_TRAIN_BELOW, clean_caption, clean_name
+from twinlens.data.shards import read_shards
+from twinlens.embed import Embedder
+from twinlens.evaluate.retrieval import retrieval_scores
+
+TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "a close-up of a {}", "the {}")
+LABELLED = {  # name: shards, first key measured
+    "imagenette val (10-way)": ("imagenette/val-*.tar", 0),
+    "tinyimagenet val (200-way)": ("tinyimagenet/val-*.tar.gz", 0),
+    "clothing, keys from 1200 (17-way)": ("clothing/all-*.tar.gz", CLOTHING_TRAIN_BELOW),
+    "scenes val (6-way)": ("scenes/val-*.tar.gz", 0),
+}
+
+
+def retrieval(embedder: Embedder, shared: Path, split: str) -> dict[str, float]:
+    """recall@k of one Flickr8k split, captions as they are typed by people."""
+    samples = list(read_shards(sorted((shared / "data" / "flickr8k").glob(f"{split}-*.tar"))))
+    captions = [clean_caption(c) for sample in samples for c in sample.info["captions"]]
+    owner = np.repeat(np.arange(len(samples)), [len(s.info["captions"]) for s in samples])
+    images = embedder.images([sample.image for sample in samples])
+    return retrieval_scores(images @ embedder.texts(captions).T, owner)
+
+
+def label_vectors(embedder: Embedder, names: list[list[str]]) -> np.ndarray:
+    """One unit vector a label: the mean over synonyms and templates (CLIP, section 3.1.4)."""
+    rows = []
+    for synonyms in names:
+        vectors = embedder.texts([t.format(name) for name in synonyms for t in TEMPLATES])
+        mean = vectors.mean(axis=0)
+        rows.append(mean / np.linalg.norm(mean))
+    return np.stack(rows)
+
+
+def zero_shot_accuracy(embedder: Embedder, shared: Path, pattern: str, first_key: int) -> float:
+    """Share of pictures whose own label's text is the closest."""
+    samples = [
+        sample
+        for sample in read_shards(sorted((shared / "data").glob(pattern)))
+        if int(sample.key) >= first_key
+    ]
+    names = {
+        s.info["label"]: [clean_name(n) for n in s.info.get("names") or [s.info["name"]]]
+        for s in samples
+    }
+    labels = sorted(names)
+    texts = label_vectors(embedder, [names[label] for label in labels])
+    scores = embedder.images([sample.image for sample in samples]) @ texts.T
+    predicted = np.array(labels)[scores.argmax(axis=1)]
+    return float((predicted == np.array([s.info["label"] for s in samples])).mean())
+
+
+def report(model: str, shared: Path) -> dict[str, float]:
+    """Every figure of the model card."""
+    embedder = Embedder(model)
+    figures = {
+        f"flickr8k test {name}": value
+        for name, value in retrieval(embedder, shared, "test").items()
+    }
+    for name, (pattern, first_key) in LABELLED.items():
+        figures[f"{name} accuracy"] = zero_shot_accuracy(embedder, shared, pattern, first_key)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    figures = report(arguments.model, arguments.shared)
+    for name, value in figures.items():
+        print(f"{name:60} {value:.4f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The `twinlens` command. Only files in here print or exit."""

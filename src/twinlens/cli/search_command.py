@@ -1,0 +1,155 @@
+"""`twinlens search FOLDER QUERY`: update the index, then show the photos closest to a query."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from twinlens.cli.console import note, printable, summary, sync_with_progress
+from twinlens.cli.index_command import FolderArgument, IndexDirOption, ModelOption, ThreadsOption
+from twinlens.errors import IndexBusy, TwinlensError
+
+if TYPE_CHECKING:
+    from twinlens.search.photos import Hit
+
+
+class QueryCommand(TyperCommand):
+    """Lets `-0.5:dog` be typed, which would look like an option: it is `-` and `0.5:dog`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        split: list[str] = []
+        for argument in args:
+            split += ["-", argument[1:]] if re.match(r"-\.?\d[\d.]*:", argument) else [argument]
+        return super().parse_args(ctx, split)
+
+
+def search_command(
+    folder: FolderArgument,
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Words or a picture's path; several with + and - between them, each with a "
+            "weight if you like, as in 2:dog.",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 10,
+    add: Annotated[
+        list[str] | None,
+        typer.Option("--add", "-a", help="Add this to the query.", show_default=False),
+    ] = None,
+    subtract: Annotated[
+        list[str] | None,
+        typer.Option("--subtract", "-s", help="Less of this.", show_default=False),
+    ] = None,
+    no_index: Annotated[
+        bool, typer.Option("--no-index", help="Search the index as it is; look for no changes.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a contact sheet, one file, here.", show_default=False),
+    ] = None,
+    open_best: Annotated[
+        bool, typer.Option("--open", help="Open the contact sheet, or else the best photo.")
+    ] = False,
+    thumbnails: Annotated[
+        bool | None,
+        typer.Option(
+            help="Show the photos in the terminal. [default: where it can show pictures]",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    index_dir: IndexDirOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Find the photos of FOLDER that are closest to QUERY.
+
+    What is new in FOLDER is indexed first. The score is a cosine: only its order
+    means something, and good matches of words are often near 0.3.
+
+    \b
+      twinlens search photos/ "a red sunset over the ocean"
+      twinlens search photos/ beach.jpg + "a dog" - people
+      twinlens search photos/ "a birthday cake" --top 50 --html cakes.html --open
+    """
+    from twinlens.search.photos import open_photos
+    from twinlens.search.query import describe, parse_query, parse_term
+
+    terms = parse_query(query or []) if query or not (add or subtract) else []
+    terms += [parse_term(text) for text in add or []]
+    terms += [parse_term(text, sign=-1.0) for text in subtract or []]
+    with open_photos(
+        folder, model, index_dir=index_dir, create=not no_index, threads=threads
+    ) as photos:
+        if not no_index:
+            try:
+                report = sync_with_progress(photos)
+                if report.added or report.changed or report.renamed or report.removed:
+                    note(summary(report))
+            except IndexBusy:
+                note(f"another twinlens is indexing {folder}; searching what it has so far")
+        hits = photos.search(terms, top)
+        model_id = photos.index.model.model_id
+        indexed = len(photos)
+    title = describe(terms)
+    if as_json:
+        results = [
+            {"rank": rank, "score": round(hit.score, 6), "path": str(hit.path)}
+            for rank, hit in enumerate(hits, start=1)
+        ]
+        print(
+            json.dumps(
+                {"query": title, "model": model_id, "indexed": indexed, "results": results},
+                indent=2,
+            )
+        )
+    else:
+        _print_table(hits, thumbnails)
+    if not hits:
+        note("no photos are indexed")
+    if html is not None:
+        from twinlens.cli.sheet import contact_sheet
+
+        html.write_text(contact_sheet(title, terms, hits, indexed), encoding="utf-8")
+        note(f"wrote {html}")
+    if open_best and (html is not None or hits):
+        _open_with_viewer(html if html is not None else hits[0].path)
+
+
+def _print_table(hits: "list[Hit]", thumbnails: bool | None) -> None:
+    """A line per photo, score and path; beneath it, where that is possible, the photo."""
+    show = None
+    if thumbnails is not False and sys.stdout.isatty():
+        from twinlens.cli.thumbnails import terminal_protocol, terminal_thumbnail
+
+        protocol = terminal_protocol(os.environ) or ("blocks" if thumbnails else None)
+        if protocol is not None:
+            show = lambda path: terminal_thumbnail(path, protocol)  # noqa: E731
+    if hits:
+        print(" score  photo")
+    for hit in hits:
+        print(f"{hit.score:6.3f}  {printable(str(hit.path))}")
+        if show is not None:
+            print(show(hit.path))
+
+
+def _open_with_viewer(path: Path) -> None:
+    target = str(path.absolute())  # absolute, so that no name looks like an option
+    if sys.platform == "win32":
+        os.startfile(target)
+        return
+    viewer = "open" if sys.platform == "darwin" else "xdg-open"
+    if shutil.which(viewer) is None:
+        raise TwinlensError(f"--open needs the program {viewer}, which is not installed.")
+    subprocess.Popen(
+        [viewer, target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True
+    )

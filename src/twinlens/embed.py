@@ -1,0 +1,348 @@
+"""Turns pictures and texts into unit vectors of one shared space.
+
+Joins what others do: image.py decodes, preprocess.py and tokenizer.py prepare, the
+sessions of runtime/ compute. What is done here is the joining: decoding runs in threads
+ahead of the session, a bad picture is reported instead of ending the run, and a text
+beyond the model's context is cut with a warning or averaged over its parts.
+"""
+
+import functools
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, ImageSource, read_image, source_name
+from twinlens.data.tokenizer import WordPieceTokenizer
+from twinlens.errors import UnreadableImage
+
+if TYPE_CHECKING:
+    from twinlens.runtime.session import RuntimeConfig, TowerSession
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+DEFAULT_BATCH_SIZE = 16
+TEXT_BATCH_SIZE = 64
+BATCHES_AHEAD = 4  # decoded pictures that may wait for the session, in batches
+
+
+class SkippedItemsWarning(UserWarning):
+    """Some pictures could not be read; their rows are NaN."""
+
+
+class TruncatedTextWarning(UserWarning):
+    """Some texts were longer than the model reads; says what was cut."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that could not be embedded, by its place among the sources given."""
+
+    position: int
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Vectors of the pictures at `positions`, row by row, and those left out between them."""
+
+    positions: list[int]
+    vectors: Float32[np.ndarray, "item dim"]
+    skipped: list[Skipped]
+
+
+@runtime_checkable
+class EmbedderLike(Protocol):
+    """What search and its tests need of an embedder: Embedder or testing.FakeEmbedder."""
+
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def image_query_weight(self) -> float: ...
+
+    def images(
+        self, sources: Iterable[ImageSource], *, skipped: list[Skipped] | None = None
+    ) -> Float32[np.ndarray, "item dim"]: ...
+
+    def stream_images(
+        self, sources: Iterable[ImageSource], *, batch_size: int | None = None
+    ) -> Iterator[EmbeddedBatch]: ...
+
+    def texts(
+        self, texts: Sequence[str], *, long: Literal["truncate", "average"] = "truncate"
+    ) -> Float32[np.ndarray, "item dim"]: ...
+
+
+class Embedder:
+    """A model folder, ready to embed: `Embedder().texts(["a dog"])`.
+
+    `model` is a built-in name or a folder. `threads` bounds both the decoding threads and
+    the session's; by default the cores this process may use. Each tower is opened at its
+    first use, so a text search never loads the image tower. May be shared between threads.
+
+    Raises ModelNotFound for a name or folder that holds no model.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "mini",
+        *,
+        threads: int | None = None,
+        max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
+        batch_size: int | None = None,
+    ) -> None:
+        from twinlens.runtime.session import find_model, load_runtime_config
+
+        self.folder: Path = find_model(model)
+        self.config: RuntimeConfig = load_runtime_config(self.folder)
+        self.threads = threads or _usable_cores()
+        self.max_megapixels = max_megapixels
+        self.batch_size = batch_size or DEFAULT_BATCH_SIZE
+        self._sessions: dict[str, TowerSession] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def dim(self) -> int:
+        """Numbers per vector."""
+        return self.config.dim
+
+    @property
+    def context(self) -> int:
+        """Tokens the text tower reads, its start and end included."""
+        return self.config.context
+
+    @property
+    def image_query_weight(self) -> float:
+        """What an image's vector is multiplied by before it is added to a text's."""
+        return self.config.image_query_weight
+
+    @functools.cached_property
+    def model_id(self) -> str:
+        """Name, version and fingerprint; two models with one id give the same vectors."""
+        from twinlens.runtime.session import model_identity
+
+        return model_identity(self.folder, self.config)
+
+    @functools.cached_property
+    def _tokenizer(self) -> WordPieceTokenizer:
+        return WordPieceTokenizer(self.folder / self.config.tokenizer_file, self.context)
+
+    @property
+    def image_session(self) -> "TowerSession":
+        """The image tower alone: preprocessed pixels in, vectors of any length out."""
+        return self._open_once(self.config.image_file)
+
+    @property
+    def text_session(self) -> "TowerSession":
+        """The text tower alone: padded token ids in, vectors of any length out."""
+        return self._open_once(self.config.text_file)
+
+    def images(
+        self, sources: Iterable[ImageSource], *, skipped: list[Skipped] | None = None
+    ) -> Float32[np.ndarray, "item dim"]:
+        """One unit vector per path, encoded bytes, Pillow image or uint8 array.
+
+        The row of a picture that cannot be read is NaN. Such pictures are appended to
+        `skipped`, or named in one SkippedItemsWarning when no list is given.
+        """
+        return collect_images(self, sources, skipped)
+
+    def stream_images(
+        self, sources: Iterable[ImageSource], *, batch_size: int | None = None
+    ) -> Generator[EmbeddedBatch, None, None]:
+        """The same for any number of pictures: batch by batch, in order, in bounded memory.
+
+        `sources` is read only a few batches ahead. Leaving the loop early cancels what
+        has not begun; at most one picture per thread is waited for.
+        """
+        size = batch_size or self.batch_size
+        prepared = _map_ahead(
+            self._prepare, sources, workers=self.threads, ahead=BATCHES_AHEAD * size
+        )
+        numbered = enumerate(prepared)
+        try:
+            while batch := list(islice(numbered, size)):
+                good = [(place, item) for place, item in batch if not isinstance(item, _Unread)]
+                yield EmbeddedBatch(
+                    positions=[place for place, _ in good],
+                    vectors=self._image_vectors([pixels for _, pixels in good]),
+                    skipped=[
+                        Skipped(place, item.source, item.reason)
+                        for place, item in batch
+                        if isinstance(item, _Unread)
+                    ],
+                )
+        finally:
+            prepared.close()
+
+    def texts(
+        self, texts: Sequence[str], *, long: Literal["truncate", "average"] = "truncate"
+    ) -> Float32[np.ndarray, "item dim"]:
+        """One unit vector per text.
+
+        A text beyond the context is cut, and a TruncatedTextWarning says where; or, with
+        `long="average"`, embedded in parts whose vectors are averaged by their length.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"texts() takes a list of strings: texts([{texts!r}])")
+        if long not in ("truncate", "average"):
+            raise ValueError(f"long={long!r}: must be 'truncate' or 'average'")
+        if long == "average":
+            return self._average_texts(texts)
+        ids = [self._tokenizer.encode(text) for text in texts]
+        if too_long := [place for place in range(len(ids)) if len(ids[place]) > self.context]:
+            first = too_long[0]
+            kept = self._tokenizer.kept_text(texts[first])
+            warnings.warn(
+                f"{len(too_long)} of {len(texts)} texts exceed the {self.context} tokens that"
+                f" {self.name} reads. Text {first} has {len(ids[first])}: kept up to"
+                f" {_excerpt(kept, from_end=True)}, cut {_excerpt(texts[first][len(kept) :])}."
+                ' Shorten it, or use long="average" to embed all of it.',
+                TruncatedTextWarning,
+                stacklevel=2,
+            )
+        return self._text_vectors([self._tokenizer.truncate(piece) for piece in ids])
+
+    def _average_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "item dim"]:
+        parts = [self._tokenizer.chunks(text) for text in texts]
+        vectors = self._text_vectors([part for text_parts in parts for part in text_parts])
+        # By words, so that three left over for the last part do not count as much as a page.
+        words = [max(1, len(part) - 2) for text_parts in parts for part in text_parts]
+        weights = np.array(words, dtype=np.float32).reshape(-1, 1)
+        sums = np.zeros((len(texts), self.dim), dtype=np.float32)
+        owners = np.repeat(np.arange(len(texts)), [len(text_parts) for text_parts in parts])
+        np.add.at(sums, owners, vectors * weights)
+        return _unit(sums)
+
+    def _text_vectors(self, pieces: list[list[int]]) -> Float32[np.ndarray, "item dim"]:
+        """Texts of like length share a batch, so that little of it is padding."""
+        vectors = np.empty((len(pieces), self.dim), dtype=np.float32)
+        order = sorted(range(len(pieces)), key=lambda place: len(pieces[place]))
+        for start in range(0, len(order), TEXT_BATCH_SIZE):
+            places = order[start : start + TEXT_BATCH_SIZE]
+            batch = self._tokenizer.pad([pieces[place] for place in places])
+            vectors[places] = _unit(self.text_session.run(batch))
+        return vectors
+
+    def _prepare(self, source: ImageSource) -> "Float32[np.ndarray, '3 height width'] | _Unread":
+        preprocess = self.config.preprocess
+        try:
+            image = read_image(
+                source, target_size=preprocess.image_size, max_megapixels=self.max_megapixels
+            )
+            return preprocess(image)
+        except UnreadableImage as error:
+            return _Unread(error.source, error.reason)
+        except Exception as error:  # out of memory while resizing, say
+            return _Unread(source_name(source), str(error) or type(error).__name__)
+
+    def _image_vectors(
+        self, pixels: list[Float32[np.ndarray, "3 height width"]]
+    ) -> Float32[np.ndarray, "item dim"]:
+        if not pixels:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return _unit(self.image_session.run(np.stack(pixels)))
+
+    def _open_once(self, file_name: str) -> "TowerSession":
+        from twinlens.runtime.session import open_session
+
+        with self._opening:
+            if file_name not in self._sessions:
+                self._sessions[file_name] = open_session(
+                    self.folder / file_name, threads=self.threads
+                )
+            return self._sessions[file_name]
+
+
+def collect_images(
+    embedder: EmbedderLike, sources: Iterable[ImageSource], skipped: list[Skipped] | None
+) -> Float32[np.ndarray, "item dim"]:
+    """All of a stream's rows in one array, NaN where a picture was skipped."""
+    if isinstance(sources, str | bytes | os.PathLike | Image.Image) or (
+        isinstance(sources, np.ndarray) and sources.ndim != 4
+    ):
+        raise TypeError("images() takes a list of pictures: images([picture])")
+    sources = list(sources)
+    vectors = np.full((len(sources), embedder.dim), np.nan, dtype=np.float32)
+    bad: list[Skipped] = []
+    for batch in embedder.stream_images(sources):
+        vectors[batch.positions] = batch.vectors
+        bad += batch.skipped
+    if skipped is not None:
+        skipped += bad
+    elif bad:
+        named = "; ".join(f"{item.source}: {item.reason}" for item in bad[:3])
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        warnings.warn(
+            f"skipped {len(bad)} of {len(sources)} pictures, their rows are NaN: {named}{more}",
+            SkippedItemsWarning,
+            stacklevel=3,
+        )
+    return vectors
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Stands in for the pixels of a picture that could not be read."""
+
+    source: str
+    reason: str
+
+
+def _map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Results in order, computed in threads at most `ahead` items before they are asked for."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="twinlens-decode")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _excerpt(text: str, *, from_end: bool = False) -> str:
+    """A quotation short enough for a warning."""
+    text = " ".join(text.split())
+    if len(text) <= 40:
+        return repr(text)
+    return repr(f"…{text[-40:]}" if from_end else f"{text[:40]}…")
+
+
+def _unit(vectors: Float32[np.ndarray, "item dim"]) -> Float32[np.ndarray, "item dim"]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Float32[np.ndarray, "item dim"] = vectors / np.maximum(lengths, 1e-30)
+    return unit
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: containers and taskset narrow it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Photos on disk to answers: an index that survives kills, and an exact search over it."""
