@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,9 +152,24 @@ def test_another_model_is_refused_and_the_message_s_own_commands_work(run, folde
     assert json.loads(run("search", "photos", "x", "--json").out)["model"] == "big-1:64"
 
 
-def test_a_damaged_index_can_be_rebuilt_as_the_message_says(run, folder):
+def cut_vectors(index_dir):
+    os.truncate(index_dir / "vectors.f32", 0)
+
+
+def overwrite_database(index_dir):
+    (index_dir / "index.sqlite").write_bytes(b"nonsense" * 1000)
+
+
+def raise_format(index_dir):
+    database = sqlite3.connect(index_dir / "index.sqlite")
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+@pytest.mark.parametrize("damage", [cut_vectors, overwrite_database, raise_format])
+def test_an_index_that_cannot_be_used_can_be_rebuilt_as_the_message_says(run, folder, damage):
     run("index", "photos")
-    os.truncate(folder / ".twinlens" / "vectors.f32", 0)
+    damage(folder / ".twinlens")
     refused = run("search", "photos", "x")
     assert refused.code == 1
     assert "`twinlens index photos --rebuild`" in refused.err
@@ -220,6 +237,19 @@ def test_search_uses_what_there_is_while_another_process_indexes(run, folder):
     assert (busy.code, "Wait for it to end" in busy.err) == (1, True)
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(run, folder, monkeypatch):
+    texts = FakeEmbedder.texts
+
+    def cut(self, *arguments, **options):
+        warnings.warn("the query was cut after 'dog'", embed.TruncatedTextWarning, stacklevel=2)
+        return texts(self, *arguments, **options)
+
+    run("index", "photos")
+    monkeypatch.setattr(FakeEmbedder, "texts", cut)
+    assert run("search", "photos", "x").err == "twinlens: the query was cut after 'dog'\n"
+
+
 def test_hostile_and_undecodable_names_cannot_steer_the_terminal(run, folder):
     (folder / "\x1b[2J\n.png").write_bytes(b"escape")
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"latin")
@@ -233,7 +263,7 @@ def test_hostile_and_undecodable_names_cannot_steer_the_terminal(run, folder):
 
 
 def test_the_contact_sheet_is_one_safe_file(run, folder):
-    (folder / "<script>alert(1)</script>.png".replace("/", "_")).write_bytes(b"not decodable")
+    (folder / "<script>alert(1).png").write_bytes(b"cannot be decoded")
     result = run("search", "photos", "<b>", "+", "photos/red.png", "--html", "out.html")
     assert result.err.endswith("wrote out.html\n")
     page = (folder.parent / "out.html").read_text(encoding="utf-8")

@@ -158,7 +158,7 @@ def test_an_index_of_a_later_format_is_left_alone(tmp_path, index):
     with sqlite3.connect(index.place.database) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(TwinlensError, match="has format 99, and this twinlens reads 1"):
+    with pytest.raises(IndexCorrupt, match="has format 99, and this twinlens reads 1"):
         Index.open(tmp_path)
 
 
@@ -235,6 +235,24 @@ def test_the_index_of_a_folder_that_cannot_be_written_to_is_in_the_users_cache(
     assert index.place.index_dir.parent == tmp_path / "cache" / "twinlens"
     assert list(photos.iterdir()) == []
     assert len(Index.open(photos)) == 1
+
+
+def test_the_index_of_another_folder_is_refused_unless_that_folder_has_moved(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    Index.create(tmp_path / "one", MODEL, tmp_path / "index").close()
+    with pytest.raises(TwinlensError, match=r"is the index of \S+one\. Give \S+two an --index-dir"):
+        Index.open(tmp_path / "two", tmp_path / "index")
+    (tmp_path / "one").rmdir()
+    assert Index.open(tmp_path / "two", tmp_path / "index") is not None
+
+
+def test_an_index_moves_along_with_its_folder(tmp_path):
+    (tmp_path / "one").mkdir()
+    Index.create(tmp_path / "one", MODEL).close()
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "one").mkdir()
+    assert Index.open(tmp_path / "two") is not None
 
 
 def test_a_given_index_folder_is_used(tmp_path):

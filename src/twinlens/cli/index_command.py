@@ -12,12 +12,15 @@ from twinlens.cli.console import note, summary, sync_with_progress
 if TYPE_CHECKING:
     from twinlens.search.sync import SkippedFile
 
-FolderArgument = Annotated[Path, typer.Argument(help="The photos, folders within included.")]
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="The photos, folders within included.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
+        metavar="NAME",
         help="A built-in model's name or a model's folder. "
         "[default: the index's own; mini for a new one]",
         show_default=False,
@@ -26,6 +29,7 @@ ModelOption = Annotated[
 IndexDirOption = Annotated[
     Path | None,
     typer.Option(
+        metavar="PATH",
         help="Where the index is. [default: FOLDER/.twinlens, or the user's cache "
         "if FOLDER cannot be written to]",
         show_default=False,
@@ -33,7 +37,12 @@ IndexDirOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads to use. [default: all cores]", show_default=False),
+    typer.Option(
+        metavar="N", min=1, help="Threads to use. [default: all cores]", show_default=False
+    ),
+]
+MaxMegapixelsOption = Annotated[
+    float, typer.Option(metavar="N", min=0.001, help="Skip pictures that are larger than this.")
 ]
 
 
@@ -43,9 +52,7 @@ def index_command(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Forget the index; start over.")] = (
         False
     ),
-    max_megapixels: Annotated[
-        float, typer.Option(min=0.001, help="Skip pictures that are larger than this.")
-    ] = 180.0,
+    max_megapixels: MaxMegapixelsOption = 180.0,
     index_dir: IndexDirOption = None,
     threads: ThreadsOption = None,
     as_json: Annotated[

@@ -13,7 +13,13 @@ import typer
 from typer.core import TyperCommand
 
 from twinlens.cli.console import note, printable, summary, sync_with_progress
-from twinlens.cli.index_command import FolderArgument, IndexDirOption, ModelOption, ThreadsOption
+from twinlens.cli.index_command import (
+    FolderArgument,
+    IndexDirOption,
+    MaxMegapixelsOption,
+    ModelOption,
+    ThreadsOption,
+)
 from twinlens.errors import IndexBusy, TwinlensError
 
 if TYPE_CHECKING:
@@ -35,19 +41,22 @@ def search_command(
     query: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="QUERY",
             help="Words or a picture's path; several with + and - between them, each with a "
             "weight if you like, as in 2:dog.",
             show_default=False,
         ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 10,
+    top: Annotated[
+        int, typer.Option("--top", "-n", metavar="N", min=1, help="How many to show.")
+    ] = 10,
     add: Annotated[
         list[str] | None,
-        typer.Option("--add", "-a", help="Add this to the query.", show_default=False),
+        typer.Option("--add", "-a", metavar="QUERY", help="More of this.", show_default=False),
     ] = None,
     subtract: Annotated[
         list[str] | None,
-        typer.Option("--subtract", "-s", help="Less of this.", show_default=False),
+        typer.Option("--subtract", "-s", metavar="QUERY", help="Less of this.", show_default=False),
     ] = None,
     no_index: Annotated[
         bool, typer.Option("--no-index", help="Search the index as it is; look for no changes.")
@@ -55,7 +64,9 @@ def search_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     html: Annotated[
         Path | None,
-        typer.Option(help="Write a contact sheet, one file, here.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Write a contact sheet, a single file.", show_default=False
+        ),
     ] = None,
     open_best: Annotated[
         bool, typer.Option("--open", help="Open the contact sheet, or else the best photo.")
@@ -68,6 +79,7 @@ def search_command(
         ),
     ] = None,
     model: ModelOption = None,
+    max_megapixels: MaxMegapixelsOption = 180.0,
     index_dir: IndexDirOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -88,7 +100,12 @@ def search_command(
     terms += [parse_term(text) for text in add or []]
     terms += [parse_term(text, sign=-1.0) for text in subtract or []]
     with open_photos(
-        folder, model, index_dir=index_dir, create=not no_index, threads=threads
+        folder,
+        model,
+        index_dir=index_dir,
+        create=not no_index,
+        threads=threads,
+        max_megapixels=max_megapixels,
     ) as photos:
         if not no_index:
             try:
@@ -127,19 +144,17 @@ def search_command(
 
 def _print_table(hits: "list[Hit]", thumbnails: bool | None) -> None:
     """A line per photo, score and path; beneath it, where that is possible, the photo."""
-    show = None
-    if thumbnails is not False and sys.stdout.isatty():
-        from twinlens.cli.thumbnails import terminal_protocol, terminal_thumbnail
+    from twinlens.cli.thumbnails import terminal_protocol, terminal_thumbnail
 
+    protocol = None
+    if thumbnails is not False and sys.stdout.isatty():
         protocol = terminal_protocol(os.environ) or ("blocks" if thumbnails else None)
-        if protocol is not None:
-            show = lambda path: terminal_thumbnail(path, protocol)  # noqa: E731
     if hits:
         print(" score  photo")
     for hit in hits:
         print(f"{hit.score:6.3f}  {printable(str(hit.path))}")
-        if show is not None:
-            print(show(hit.path))
+        if protocol is not None:
+            print(terminal_thumbnail(hit.path, protocol))
 
 
 def _open_with_viewer(path: Path) -> None:

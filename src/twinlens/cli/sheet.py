@@ -35,11 +35,10 @@ figure a { display: flex; aspect-ratio: 1; align-items: center; justify-content:
   background: var(--mat); color: var(--faint); text-decoration: none; }
 figure a:focus-visible { outline: 3px solid Highlight; outline-offset: -3px; }
 figure img { width: 100%; height: 100%; object-fit: contain; }
-figcaption { display: flex; gap: .75rem; justify-content: space-between; padding: .6rem .75rem; }
-figcaption span { min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
-figcaption small { display: block; overflow: hidden; text-overflow: ellipsis; color: var(--faint);
-  min-height: 1.2em; }
-figcaption b { font-weight: 500; font-variant-numeric: tabular-nums; color: var(--faint); }
+figcaption { padding: .6rem .75rem; }
+figcaption p { display: flex; gap: .75rem; justify-content: space-between; margin: 0; }
+figcaption span { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.faint { color: var(--faint); font-size: .85em; font-variant-numeric: tabular-nums; }
 @media print { body { background: #fff; } figure { break-inside: avoid; } }
 """
 
@@ -79,9 +78,9 @@ def _figure(hit: Hit) -> str:
     path = hit.path.absolute()
     return (
         f'<figure><a href="{_text(path.as_uri())}">{_image(path, THUMBNAIL_PIXELS)}</a>'
-        f'<figcaption><span title="{_text(str(path))}">{_text(path.name)}'
-        f"<small>{_text(path.parent.name)}</small></span>"
-        f"<b>{hit.score:.3f}</b></figcaption></figure>"
+        f'<figcaption title="{_text(str(path))}"><p><span>{_text(path.name)}</span></p>'
+        f'<p class="faint"><span>{_text(path.parent.name)}</span>{hit.score:.3f}</p>'
+        f"</figcaption></figure>"
     )
 
 

@@ -43,8 +43,13 @@ class Place:
             return cls(folder, inside)
         import hashlib
 
-        name = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=12).hexdigest()
-        return cls(folder, _user_cache() / "twinlens" / name)
+        place = cls(folder, _user_cache() / "twinlens")
+        name = hashlib.blake2b(place.absolute_folder, digest_size=12).hexdigest()
+        return cls(folder, place.index_dir / name)
+
+    @property
+    def absolute_folder(self) -> bytes:
+        return os.fsencode(self.folder.resolve())
 
     @property
     def database(self) -> Path:
@@ -57,6 +62,18 @@ class Place:
     @property
     def vectors(self) -> Path:
         return self.index_dir / VECTORS_NAME
+
+    def check_folder(self, built_for: bytes) -> None:
+        """Raises TwinlensError for another folder's index, whose rows would seem to be gone.
+
+        A folder that has moved is recognised by its old place being empty.
+        """
+        inside = self.index_dir.resolve().parent == self.folder.resolve()
+        if not inside and built_for != self.absolute_folder and os.path.isdir(built_for):
+            raise TwinlensError(
+                f"{self.index_dir} is the index of {os.fsdecode(built_for)}. "
+                f"Give {self.folder} an --index-dir of its own."
+            )
 
     def command(self, *options: str) -> str:
         """`twinlens index` for this folder, to be pasted into a shell."""

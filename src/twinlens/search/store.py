@@ -26,7 +26,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from twinlens.errors import IndexBusy, IndexModelMismatch, TwinlensError
+from twinlens.errors import IndexBusy, IndexCorrupt, IndexModelMismatch
 from twinlens.search.disk import Place
 
 FORMAT_VERSION = 1
@@ -34,7 +34,12 @@ BUSY_SECONDS = 30.0  # how long to wait for another process's commit, which take
 FLOAT_BYTES = 4
 
 _SCHEMA = """
-CREATE TABLE model (model_id TEXT NOT NULL, name TEXT NOT NULL, dim INTEGER NOT NULL);
+CREATE TABLE origin (
+    folder BLOB NOT NULL,        -- absolute, when the index was made
+    model_id TEXT NOT NULL,
+    model_name TEXT NOT NULL,
+    dim INTEGER NOT NULL
+);
 CREATE TABLE files (
     path BLOB PRIMARY KEY,       -- relative to the folder, "/" between parts, as the disk spells it
     size_bytes INTEGER NOT NULL,
@@ -113,7 +118,10 @@ class Index:
 
     @classmethod
     def open(cls, folder: Path, index_dir: Path | None = None) -> "Index | None":
-        """The index of `folder`, or None when there is none yet. Raises IndexCorrupt."""
+        """The index of `folder`, or None when there is none yet.
+
+        Raises IndexCorrupt, and TwinlensError for the index of another folder.
+        """
         index = cls(Place.of(folder, index_dir))
         if not index.place.database.exists():
             return None
@@ -124,7 +132,7 @@ class Index:
                 index.close()
                 return None
             if version != FORMAT_VERSION:
-                raise TwinlensError(
+                raise IndexCorrupt(
                     f"{index.place.index_dir} has format {version}, and this twinlens reads "
                     f"{FORMAT_VERSION}. Install the twinlens that made it, or rebuild: "
                     f"`{index.place.command('--rebuild')}`."
@@ -150,8 +158,8 @@ class Index:
                     for statement in _SCHEMA.strip().removesuffix(";").split(";\n"):
                         database.execute(statement)
                     database.execute(
-                        "INSERT INTO model VALUES (?, ?, ?)",
-                        (model.model_id, model.name, model.dim),
+                        "INSERT INTO origin VALUES (?, ?, ?, ?)",
+                        (place.absolute_folder, model.model_id, model.name, model.dim),
                     )
                     database.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
                 index._open_vectors()
@@ -335,8 +343,10 @@ class Index:
         self._database = self._resources.enter_context(closing(database))
 
     def _open_vectors(self) -> None:
-        (row,) = self._database.execute("SELECT model_id, name, dim FROM model")
-        self.model = ModelRecord(model_id=row[0], name=row[1], dim=row[2])
+        (origin,) = self._database.execute("SELECT folder, model_id, model_name, dim FROM origin")
+        folder, model_id, model_name, dim = origin
+        self.model = ModelRecord(model_id=model_id, name=model_name, dim=dim)
+        self.place.check_folder(folder)
         path = self.place.vectors
         if not path.exists():
             raise self.place.corrupt(f"{path} is missing")
