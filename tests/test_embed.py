@@ -4,6 +4,7 @@ The model here is three numbers wide and small enough to reckon with: a picture'
 is its mean colour, a text's the count of a, dog and ##s in it.
 """
 
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twinlens import SAMPLES
 from twinlens.data.image import ImageSource
 from twinlens.data.preprocess import Preprocess
 from twinlens.embed import (
@@ -23,12 +25,13 @@ from twinlens.embed import (
     SkippedItemsWarning,
     TruncatedTextWarning,
 )
-from twinlens.errors import ModelNotFound
+from twinlens.errors import ConfigError, ModelNotFound
 from twinlens.runtime import session
 from twinlens.runtime.session import RuntimeConfig
 from twinlens.testing import FakeEmbedder
 
 RED, BLUE = Image.new("RGB", (9, 7), (255, 0, 0)), Image.new("RGB", (9, 7), (0, 0, 255))
+MINI = session.BUILT_IN / "mini" / session.CONFIG_NAME
 TOY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "##s"]
 
 
@@ -94,6 +97,13 @@ def test_an_embedder_tells_what_an_index_must_remember(toy: Embedder) -> None:
 def test_an_unknown_model_is_refused_at_once() -> None:
     with pytest.raises(ModelNotFound, match="no-such-model"):
         Embedder("no-such-model")
+
+
+def test_less_than_one_thread_or_picture_at_a_time_is_refused(toy_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="threads 0: must be at least 1"):
+        Embedder(toy_folder, threads=0)
+    with pytest.raises(ConfigError, match="batch_size -1: must be at least 1"):
+        Embedder(toy_folder, batch_size=-1)
 
 
 # --- texts ---
@@ -325,6 +335,31 @@ def test_each_tower_is_opened_at_its_first_use_and_once(
     toy.images([RED])
     toy.images([BLUE])
     assert opened == ["text.onnx", "image.onnx"]
+
+
+# --- the model that ships ---
+
+
+@pytest.mark.skipif(not MINI.is_file(), reason="mini is not built yet")
+def test_mini_tells_a_dog_from_sushi() -> None:
+    mini = Embedder("mini")
+    photos = mini.images([SAMPLES / "plasma_dog.jpg", SAMPLES / "plasma_sushi.jpg"])
+    words = mini.texts(["a dog", "a plate of sushi"])
+    assert photos.shape == words.shape == (2, mini.dim)
+    np.testing.assert_allclose(np.linalg.norm([*photos, *words], axis=1), 1, atol=1e-5)
+    scores = photos @ words.T
+    assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
+
+
+@pytest.mark.skipif(not MINI.is_file(), reason="mini is not built yet")
+def test_draft_scaling_hardly_moves_minis_vector() -> None:
+    mini = Embedder("mini")
+    with Image.open(SAMPLES / "plasma_dog.jpg") as sample:
+        photo = sample.convert("RGB").resize((4000, 3000), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=90)
+    draft, whole = mini.images([buffer.getvalue(), Image.open(buffer)])
+    assert float(draft @ whole) > 0.99
 
 
 # --- the stand-in ---

@@ -198,6 +198,14 @@ def test_draft_scaling_heeds_the_short_side_and_turns_afterwards() -> None:
     assert read_image(data, target_size=224).size == (400, 4000)
 
 
+def test_the_first_of_several_pictures_in_a_jpeg_is_drafted_too() -> None:
+    first, second = Image.new("RGB", (1600, 1200), RED), Image.new("RGB", (1600, 1200), BLUE)
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    read = read_image(data, target_size=300)
+    assert read.size == (800, 600)
+    assert read.getpixel((0, 0))[0] > 250  # type: ignore[index]
+
+
 def test_draft_scaling_leaves_the_callers_own_picture_alone(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 3000)).save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as picture:

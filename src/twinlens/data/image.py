@@ -40,16 +40,17 @@ BinaryFile = io.BytesIO | io.BufferedReader
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
-# fmt: off
-IMAGE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
-    ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm",
-))
-# fmt: on
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .tif .tiff .avif"
+    " .jp2 .j2k .jpx .ppm .pgm .pbm .pnm".split()
+)
 """Lower-case suffixes of the files that a folder scan takes for pictures."""
 
 DEFAULT_MAX_MEGAPIXELS = 180.0
 
+# 12 megapixels to 224 pixels on one core: 127 ms whole, 41 ms with a margin of 2, 32 ms with
+# 1. Pixels are then 0.2 and 0.6 of 255 off on average; the features of an EfficientNet-Lite0
+# keep a cosine with the whole decode's of 0.998 and 0.993 at worst.
 DRAFT_MARGIN = 2
 
 _ORIENTATION_TAG = 0x0112
