@@ -5,6 +5,7 @@ typer has it; Ctrl-C is 130. What each subcommand does is in its own file.
 """
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name the terminal has no letters for
     with warnings.catch_warnings():
+        # A damaged photo is named once, by us; Pillow would add its own lines on the same.
+        warnings.filterwarnings("ignore", module="PIL")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)
         warnings.showwarning = lambda message, *_, **__: note(f"twinlens: {message}")
         app(
             args=list(sys.argv[1:] if arguments is None else arguments) or ["--help"],

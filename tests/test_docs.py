@@ -1,0 +1,52 @@
+"""The documentation names every command and option there is, and its Python really runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from twinlens.cli.main import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands():
+    group = typer.main.get_command(app)
+    return {
+        name: sorted(o for p in command.params for o in (*p.opts, *p.secondary_opts) if "--" in o)
+        for name, command in group.commands.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_and_option_is_in_the_docs(name):
+    text = (ROOT / "docs" / "commands.md").read_text()
+    section = text.split(f"## twinlens {name}\n")[1].split("\n## ")[0]
+    assert [o for o in commands()[name] if not re.search(rf"{o}\b", section)] == []
+
+
+def test_every_command_in_the_readme_exists():
+    used = re.findall(r"^ +twinlens (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert used and set(used) <= commands().keys()
+
+
+def test_every_local_link_in_the_docs_leads_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/sea.png", "beach.jpg", "dog.png"):
+        Image.new("RGB", (40, 30), "teal").save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert "sea.png" in capsys.readouterr().out
+    assert names["cosines"].shape == (2, 2)
