@@ -77,6 +77,15 @@ def test_int8_towers_are_smaller_and_point_the_same_way(exported, tmp_path):
         assert result.mean_cosine > 0.98
 
 
+def test_a_text_alone_and_among_others_is_the_same_vector(exported, tmp_path):
+    _, folder = exported
+    quantize_text_tower(folder / "text.onnx", tmp_path / "text.onnx")
+    session = TowerSession(tmp_path / "text.onnx")
+    together = session.run(ids(6, 9))
+    alone = np.concatenate([session.run(ids(6, 9)[i : i + 1]) for i in range(6)])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
 def test_agreement_measures_angles_and_not_lengths():
     right = np.array([[1.0, 0.0], [0.0, 2.0]], dtype=np.float32)
     turned = np.array([[5.0, 0.0], [3.0, 0.0]], dtype=np.float32)

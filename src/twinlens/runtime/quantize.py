@@ -1,16 +1,18 @@
 """float32 ONNX towers to int8: a quarter of the bytes, and faster where VNNI is.
 
 The convolutional tower gets fixed activation ranges from calibration pictures; the
-text tower gets its ranges anew at each call, because transformer activations have
+text tower finds its ranges anew at each call, because transformer activations have
 rare large values that a fixed range would clip or drown. Needs `onnx` (extra `train`).
 """
 
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 from jaxtyping import Float32
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -20,7 +22,10 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
+
+BLOCK = 128  # numbers that share a scale in the text tower; divides every published width
 
 
 class _Reader(CalibrationDataReader):
@@ -43,7 +48,7 @@ def quantize_image_tower(
     `calibration` is preprocessed pictures like those the tower will see; about a
     hundred settle the ranges.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -59,20 +64,32 @@ def quantize_image_tower(
 
 
 def quantize_text_tower(source: Path, target: Path) -> None:
-    """Dynamic int8 for every matrix product with weights, and for the token table."""
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        root = logging.getLogger()
-        level = root.level
-        root.setLevel(logging.ERROR)  # the quantiser logs each node on the root logger
-        try:
-            quantize_dynamic(
-                prepared,
-                target,
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            )
-        finally:
-            root.setLevel(level)
+    """int8 for the token table and every matrix product with weights.
+
+    Products run on int8 with a scale per block of BLOCK numbers, found anew for each row
+    of activations. The simpler dynamic quantisation has one activation scale for a whole
+    batch, so that a text's vector depends on its neighbours (cosine 0.990 between alone
+    and in a batch of 200, against 1.000 here) and is 0.993 from float32, against 0.999.
+    That would be 1.4 times faster; the truth was worth more.
+    """
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        blocks = Path(folder) / "blocks.onnx"
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(source), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+        )
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(blocks))
+        quantize_dynamic(
+            blocks, target, weight_type=QuantType.QInt8, op_types_to_quantize=["Gather"]
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantisers tell of each node, some of them on the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
