@@ -51,6 +51,30 @@ def test_every_format_is_read_as_the_rgb_it_holds(format_name: str) -> None:
     assert red >= 250 and green <= 5 and blue <= 5
 
 
+def heic_of(image: Image.Image) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
+    pillow_heif.register_heif_opener()
+    return encoded(image, "HEIF", quality=95)
+
+
+def test_an_iphones_heic_is_read_when_the_extra_is_there() -> None:
+    image = read_image(heic_of(Image.new("RGB", (64, 48), RED)))
+    assert (image.mode, image.size) == ("RGB", (64, 48))
+    red, green, blue = image.getpixel((20, 15))  # type: ignore[misc]
+    assert red >= 245 and green <= 10 and blue <= 10
+
+
+def test_a_heic_without_the_extra_names_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from twinlens.data import image
+
+    monkeypatch.setattr(image, "_heif_is_readable", lambda: False)
+    with pytest.raises(UnreadableImage, match=r"pip install 'twinlens\[heic\]'") as caught:
+        read_image(b"\0\0\0\x1cftypheic" + bytes(32))
+    assert not caught.value.lasting
+
+
 def test_paths_bytes_pillow_images_and_arrays_give_the_same_picture(tmp_path: Path) -> None:
     array = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
     picture = Image.fromarray(array)

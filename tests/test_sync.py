@@ -1,5 +1,6 @@
 """Run with: pytest tests/test_sync.py"""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -174,6 +175,24 @@ def test_a_bad_file_is_tried_again_under_a_larger_limit_only(photos, folder):
     photos.max_megapixels = 320.0
     assert update(photos)[1] == 1
     assert update(photos)[1] == 0
+
+
+def test_a_photo_that_only_lacks_a_package_is_tried_every_time(photos, folder):
+    stream_images = photos.embedder.stream_images
+
+    def lacking(sources, *, batch_size=None):
+        for batch in stream_images(sources, batch_size=batch_size):
+            lasting = [dataclasses.replace(item, lasting=False) for item in batch.skipped]
+            yield dataclasses.replace(batch, skipped=lasting)
+
+    photos.embedder.stream_images = lacking
+    (folder / "iphone.heic").write_bytes(b"not a photo that can be read yet")
+    for _ in range(2):
+        photos.sync()
+        assert [skipped.path.name for skipped in photos.report.skipped] == ["iphone.heic"]
+    (folder / "iphone.heic").write_bytes(b"readable")
+    photos.sync()
+    assert photos.report.skipped == [] and "iphone.heic" in names(photos)
 
 
 def test_a_file_that_goes_away_before_it_is_read_is_skipped(photos, folder):

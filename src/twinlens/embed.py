@@ -52,6 +52,7 @@ class Skipped:
     position: int
     source: str
     reason: str
+    lasting: bool = True  # False: the same bytes may be readable tomorrow
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class _Unread:
 
     source: str
     reason: str
+    lasting: bool = True
 
 
 @runtime_checkable
@@ -201,7 +203,7 @@ class Embedder:
                     positions=[place for place, _ in good],
                     vectors=self._image_vectors([pixels for _, pixels in good]),
                     skipped=[
-                        Skipped(place, item.source, item.reason)
+                        Skipped(place, item.source, item.reason, item.lasting)
                         for place, item in batch
                         if isinstance(item, _Unread)
                     ],
@@ -266,7 +268,7 @@ class Embedder:
             )
             return preprocess(image)
         except UnreadableImage as error:
-            return _Unread(error.source, error.reason)
+            return _Unread(error.source, error.reason, error.lasting)
         except Exception as error:  # out of memory while resizing, say
             return _Unread(source_name(source), str(error) or type(error).__name__)
 

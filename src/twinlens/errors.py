@@ -25,12 +25,16 @@ class ConfigError(TwinlensError, ValueError):
 
 
 class UnreadableImage(TwinlensError, ValueError):
-    """A picture that cannot be decoded; `source` names it and `reason` says why."""
+    """A picture that cannot be decoded; `source` names it and `reason` says why.
 
-    def __init__(self, source: str, reason: str) -> None:
+    `lasting` is False when the same bytes may be readable tomorrow: a package is absent.
+    """
+
+    def __init__(self, source: str, reason: str, *, lasting: bool = True) -> None:
         super().__init__(f"{source}: {reason}")
         self.source = source
         self.reason = reason
+        self.lasting = lasting
 
 
 class CheckpointMismatch(TwinlensError, ValueError):

@@ -13,6 +13,7 @@ preprocess.py's. What is decided here, once, for the whole package:
 - Only FORMATS are tried: some other Pillow plugins start programs (EPS runs Ghostscript).
 """
 
+import functools
 import io
 import math
 import os
@@ -40,9 +41,12 @@ BinaryFile = io.BytesIO | io.BufferedReader
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
+# What iPhones store; read by pillow-heif (extra `heic`, 27 MB), which adds itself to Image.OPEN.
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
+
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .tif .tiff .avif"
-    " .jp2 .j2k .jpx .ppm .pgm .pbm .pnm".split()
+    " .jp2 .j2k .jpx .ppm .pgm .pbm .pnm .heic .heif".split()
 )
 """Lower-case suffixes of the files that a folder scan takes for pictures."""
 
@@ -151,7 +155,14 @@ def _open(file: BinaryFile, name: str) -> Image.Image:
     prefix = file.read(16)
     if not prefix:
         raise UnreadableImage(name, "the file is empty")
-    for format_name in FORMATS:
+    formats = ("HEIF",) if prefix[4:8] == b"ftyp" and prefix[8:12] in HEIF_BRANDS else FORMATS
+    if formats is not FORMATS and not _heif_is_readable():
+        raise UnreadableImage(
+            name,
+            "HEIC photos need one more package: pip install 'twinlens[heic]'",
+            lasting=False,
+        )
+    for format_name in formats:
         opener, accepts = Image.OPEN[format_name]
         accepted = accepts(prefix) if accepts else True
         if isinstance(accepted, str):  # Recognised, but this Pillow was built without it.
@@ -160,6 +171,16 @@ def _open(file: BinaryFile, name: str) -> Image.Image:
             file.seek(0)
             return opener(file, "")  # Without a file name Pillow does not map it into memory.
     raise UnreadableImage(name, f"not a picture in a known format ({', '.join(FORMATS)})")
+
+
+@functools.cache
+def _heif_is_readable() -> bool:
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _check_size(image: Image.Image, name: str, max_megapixels: float) -> None:

@@ -239,7 +239,8 @@ class _Run:
                         self.report.changed += 1
                 for item in batch.skipped:
                     _, version = waiting.pop(item.position)
-                    self.changes.skipped.append((version, item.reason, self.max_megapixels))
+                    if item.lasting:
+                        self.changes.skipped.append((version, item.reason, self.max_megapixels))
                     self.skip(version.path, item.reason)
                 self._advance(len(batch.positions) + len(batch.skipped))
                 self._commit_when_due()
