@@ -25,6 +25,9 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+# The first ranges are the widest. On `mini`, leaving three in float32 raises the mean cosine
+# to the float32 tower from 0.993 to 0.996 (the least from 0.964 to 0.986) for 2.5 % of the speed.
+FLOAT_CONVOLUTIONS = 3
 BLOCK = 128  # numbers that share a scale in the text tower; divides every published width
 
 
@@ -43,7 +46,7 @@ def quantize_image_tower(
     *,
     input_name: str = "pixel_values",
 ) -> None:
-    """Static int8 with one scale per output channel.
+    """Static int8 with one scale per output channel; the first convolutions stay float32.
 
     `calibration` is preprocessed pictures like those the tower will see; about a
     hundred settle the ranges.
@@ -60,7 +63,13 @@ def quantize_image_tower(
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=_first_convolutions(prepared),
         )
+
+
+def _first_convolutions(path: Path) -> list[str]:
+    names = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+    return names[:FLOAT_CONVOLUTIONS]
 
 
 def quantize_text_tower(source: Path, target: Path) -> None:
