@@ -4,6 +4,7 @@ Run by scripts/test inside a fresh virtual environment with only the base instal
 """
 
 import argparse
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -21,10 +22,18 @@ def main() -> None:
     parser.add_argument("--limit-mb", type=float, required=True)
     limit_mb: float = parser.parse_args().limit_mb
     import twinlens
+    import twinlens.errors as twinlens_errors
 
     heavy = [name for name in ("torch", "transformers") if importlib.util.find_spec(name)]
     if heavy:
         sys.exit(f"the base install brought {', '.join(heavy)}")
+    for module in ("twinlens.model.clip", "twinlens.train.losses"):
+        try:
+            importlib.import_module(module)
+        except twinlens_errors.MissingExtra as error:
+            assert "pip install 'twinlens[train]'" in str(error), error
+        else:
+            sys.exit(f"{module} works without the extra train?")
     size_mb = size_bytes(Path(sys.prefix)) / 1e6
     print(f"base install, whole virtual environment: {size_mb:.0f} MB (limit {limit_mb:.0f})")
     if size_mb > limit_mb:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from twinlens.config import BertTextConfig, ClipConfig, EfficientNetLiteConfig
-from twinlens.errors import CheckpointMismatch, ConfigError, ModelNotFound
+from twinlens.errors import CheckpointMismatch, ConfigError, MissingExtra, ModelNotFound
 from twinlens.model.clip import Clip
 from twinlens.runtime.export import export_towers
 from twinlens.runtime.quantize import quantize_image_tower, quantize_text_tower
@@ -133,3 +133,9 @@ def test_shapes_in_annotations_are_executed(exported):
     _, folder = exported
     with pytest.raises(Exception, match="calibration"):
         quantize_image_tower(folder / "image.onnx", folder / "x.onnx", 3)
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"needs .*'onnx'.* pip install 'twinlens\[train\]'"):
+        quantize_text_tower(tmp_path / "a.onnx", tmp_path / "b.onnx")

@@ -15,6 +15,8 @@ has not read the code. Only `cli/` turns them into exit codes.
     └─ MissingExtra        (ImportError)  package, install command
 """
 
+import importlib.util
+
 
 class TwinlensError(Exception):
     """Base of every deliberate error: catch this to catch them all."""
@@ -71,3 +73,9 @@ class MissingExtra(TwinlensError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+
+def require_package(package: str, *, extra: str, purpose: str) -> None:
+    """Raises MissingExtra unless `package` is installed; does not import it."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, extra, purpose)

@@ -12,31 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnx
 from jaxtyping import Float32
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from twinlens.errors import require_package
 
 # The first ranges are the widest. On `mini`, leaving three in float32 raises the mean cosine
 # to the float32 tower from 0.993 to 0.996 (the least from 0.964 to 0.986) for 2.5 % of the speed.
 FLOAT_CONVOLUTIONS = 3
 BLOCK = 128  # numbers that share a scale in the text tower; divides every published width
-
-
-class _Reader(CalibrationDataReader):
-    def __init__(self, input_name: str, batches: Iterable[np.ndarray]) -> None:
-        self._feeds: Iterator[dict[str, np.ndarray]] = iter({input_name: b} for b in batches)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._feeds, None)
 
 
 def quantize_image_tower(
@@ -50,14 +33,34 @@ def quantize_image_tower(
 
     `calibration` is preprocessed pictures like those the tower will see; about a
     hundred settle the ranges.
+
+    Raises MissingExtra without `onnx`.
     """
+    _require_onnx()
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {input_name: batch}
+
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             target,
-            _Reader(input_name, calibration),
+            Reader(),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -67,7 +70,13 @@ def quantize_image_tower(
         )
 
 
+def _require_onnx() -> None:
+    require_package("onnx", extra="train", purpose="quantising a tower")
+
+
 def _first_convolutions(path: Path) -> list[str]:
+    import onnx
+
     names = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     return names[:FLOAT_CONVOLUTIONS]
 
@@ -80,7 +89,14 @@ def quantize_text_tower(source: Path, target: Path) -> None:
     batch, so that a text's vector depends on its neighbours (cosine 0.990 between alone
     and in a batch of 200, against 1.000 here) and is 0.993 from float32, against 0.999.
     That would be 1.4 times faster; the truth was worth more.
+
+    Raises MissingExtra without `onnx`.
     """
+    _require_onnx()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
     with tempfile.TemporaryDirectory() as folder, _quiet():
         blocks = Path(folder) / "blocks.onnx"
         quantizer = MatMulNBitsQuantizer(
