@@ -20,8 +20,6 @@ Where each source states the licence of its single photographs:
   palapeli-data: the .desktop file beside each photograph
   python3-skimage: the notes in skimage/data/_fetchers.py
   tuxpaint-data: its AUTHORS.txt
-  tuxpaint-stamps-default: docs/CONTRIBUTORS.txt of its source; the package itself has only
-    a blanket GPL-2 notice
   shared photos: captions.csv beside them
 
     apt-get update
@@ -63,7 +61,6 @@ PACKAGES = {
     "plasma-workspace-data": "4:5.27.5-2+deb12u2",
     "python3-skimage": "0.19.3-8",
     "tuxpaint-data": "1:0.9.28-sdl2-1",
-    "tuxpaint-stamps-default": "2022.06.04-1",
 }
 
 # (package or SHARED, folder) -> {path below the folder: file name here}. A folder that ends
@@ -156,10 +153,6 @@ SELECTION: Selection = {
     ("tuxpaint-data", "usr/share/tuxpaint/starters"): {
         "reef-back.png": "tuxpaint_reef.jpg",
         "skyline-sf-dusk-back.jpeg": "tuxpaint_skyline_sf_dusk.jpg",
-    },
-    ("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps"): {
-        "seasonal/christmas/Roast_turkey.png": "tuxpaint_roast_turkey.jpg",
-        "vehicles/emergency/firetruck.png": "tuxpaint_firetruck.jpg",
     },
 }
 
