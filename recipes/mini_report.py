@@ -1,7 +1,7 @@
 """Step 4 of the `mini` recipe: how good the files that ship are, in figures.
 
 Everything goes through `Embedder`, as a user's pictures do. Flickr8k test is read
-here and nowhere else in the recipe.
+here and nowhere else in the recipe: nothing may be chosen by it.
 
     python recipes/mini_report.py --shared ../shared [--model mini] [--json FILE]
 """
