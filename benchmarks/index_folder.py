@@ -34,6 +34,7 @@ from PIL import Image
 
 from twinlens import SAMPLES
 from twinlens.embed import Embedder
+from twinlens.runtime.session import unit_rows
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,7 @@ def embed_plainly(embedder: Embedder, photos: list[Path]) -> np.ndarray:
             with Image.open(path) as image:
                 batch.append(embedder.config.preprocess(image.convert("RGB")))
         vectors.append(embedder.image_session.run(np.stack(batch)))
-    joined = np.concatenate(vectors)
-    unit: np.ndarray = joined / np.linalg.norm(joined, axis=1, keepdims=True)
-    return unit
+    return unit_rows(np.concatenate(vectors))
 
 
 def embed_with_twinlens(embedder: Embedder, photos: list[Path]) -> np.ndarray:

@@ -28,8 +28,8 @@ from twinlens.evaluate.retrieval import retrieval_scores
 from twinlens.model.checkpoint import load_checkpoint
 from twinlens.runtime.export import export_towers
 from twinlens.runtime.quantize import quantize_image_tower, quantize_text_tower
-from twinlens.runtime.session import CONFIG_NAME, RuntimeConfig, TowerSession
-from twinlens.runtime.verify import agreement, unit_rows
+from twinlens.runtime.session import CONFIG_NAME, RuntimeConfig, TowerSession, unit_rows
+from twinlens.runtime.verify import agreement
 
 VERSION = "1"
 MAX_FP32_DIFFERENCE = 1e-4  # of a unit embedding's numbers, ONNX against PyTorch

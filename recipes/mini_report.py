@@ -16,6 +16,7 @@ from mini_data import CLOTHING_TRAIN_BELOW, clean_caption, clean_name
 from twinlens.data.shards import read_shards
 from twinlens.embed import Embedder
 from twinlens.evaluate.retrieval import retrieval_scores
+from twinlens.runtime.session import unit_rows
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "a close-up of a {}", "the {}")
 LABELLED = {  # name: shards, first key measured
@@ -40,9 +41,8 @@ def label_vectors(embedder: Embedder, names: list[list[str]]) -> np.ndarray:
     rows = []
     for synonyms in names:
         vectors = embedder.texts([t.format(name) for name in synonyms for t in TEMPLATES])
-        mean = vectors.mean(axis=0)
-        rows.append(mean / np.linalg.norm(mean))
-    return np.stack(rows)
+        rows.append(vectors.mean(axis=0))
+    return unit_rows(np.stack(rows))
 
 
 def zero_shot_accuracy(embedder: Embedder, shared: Path, pattern: str, first_key: int) -> float:

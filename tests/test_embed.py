@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinlens import SAMPLES
+from twinlens import SAMPLES, embed
 from twinlens.data.image import ImageSource
 from twinlens.data.preprocess import Preprocess
 from twinlens.embed import (
@@ -323,7 +323,7 @@ def test_each_tower_is_opened_at_its_first_use_and_once(
         time.sleep(0.01)
         return real(path, threads=threads)
 
-    monkeypatch.setattr(session, "open_session", recording)
+    monkeypatch.setattr(embed, "open_session", recording)
     toy = Embedder(toy_folder)
     assert toy.model_id and opened == []
     workers = [threading.Thread(target=toy.texts, args=(["a dog"],)) for _ in range(8)]

@@ -139,3 +139,10 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(tmp_path, mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"needs .*'onnx'.* pip install 'twinlens\[train\]'"):
         quantize_text_tower(tmp_path / "a.onnx", tmp_path / "b.onnx")
+
+
+def test_a_model_of_a_later_format_is_refused(tmp_path):
+    values = json.loads((BUILT_IN / "mini" / CONFIG_NAME).read_text())
+    (tmp_path / CONFIG_NAME).write_text(json.dumps({**values, "format_version": 2}))
+    with pytest.raises(ConfigError, match="format_version must be one of 1, not 2"):
+        load_runtime_config(tmp_path)

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,9 +25,15 @@ from PIL import Image
 from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, ImageSource, read_image, source_name
 from twinlens.data.tokenizer import WordPieceTokenizer
 from twinlens.errors import ConfigError, UnreadableImage
-
-if TYPE_CHECKING:
-    from twinlens.runtime.session import RuntimeConfig, TowerSession
+from twinlens.runtime.session import (
+    RuntimeConfig,
+    TowerSession,
+    find_model,
+    load_runtime_config,
+    model_identity,
+    open_session,
+    unit_rows,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -120,8 +126,6 @@ class Embedder:
         max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
         batch_size: int | None = None,
     ) -> None:
-        from twinlens.runtime.session import find_model, load_runtime_config
-
         for option, value in (("threads", threads), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"{option} {value}: must be at least 1")
@@ -155,8 +159,6 @@ class Embedder:
     @functools.cached_property
     def model_id(self) -> str:
         """Name, version and fingerprint; two models with one id give the same vectors."""
-        from twinlens.runtime.session import model_identity
-
         return model_identity(self.folder, self.config)
 
     @functools.cached_property
@@ -164,12 +166,12 @@ class Embedder:
         return WordPieceTokenizer(self.folder / self.config.tokenizer_file, self.context)
 
     @property
-    def image_session(self) -> "TowerSession":
+    def image_session(self) -> TowerSession:
         """The image tower alone: preprocessed pixels in, vectors of any length out."""
         return self._open_once(self.config.image_file)
 
     @property
-    def text_session(self) -> "TowerSession":
+    def text_session(self) -> TowerSession:
         """The text tower alone: padded token ids in, vectors of any length out."""
         return self._open_once(self.config.text_file)
 
@@ -248,7 +250,7 @@ class Embedder:
         sums = np.zeros((len(texts), self.dim), dtype=np.float32)
         owners = np.repeat(np.arange(len(texts)), [len(text_parts) for text_parts in parts])
         np.add.at(sums, owners, vectors * weights)
-        return _unit(sums)
+        return unit_rows(sums)
 
     def _text_vectors(self, pieces: list[list[int]]) -> Float32[np.ndarray, "item dim"]:
         """Texts of like length share a batch, so that little of it is padding."""
@@ -257,7 +259,7 @@ class Embedder:
         for start in range(0, len(order), TEXT_BATCH_SIZE):
             places = order[start : start + TEXT_BATCH_SIZE]
             batch = self._tokenizer.pad([pieces[place] for place in places])
-            vectors[places] = _unit(self.text_session.run(batch))
+            vectors[places] = unit_rows(self.text_session.run(batch))
         return vectors
 
     def _prepare(self, source: ImageSource) -> Float32[np.ndarray, "3 height width"] | _Unread:
@@ -277,11 +279,9 @@ class Embedder:
     ) -> Float32[np.ndarray, "item dim"]:
         if not pixels:
             return np.empty((0, self.dim), dtype=np.float32)
-        return _unit(self.image_session.run(np.stack(pixels)))
+        return unit_rows(self.image_session.run(np.stack(pixels)))
 
-    def _open_once(self, file_name: str) -> "TowerSession":
-        from twinlens.runtime.session import open_session
-
+    def _open_once(self, file_name: str) -> TowerSession:
         with self._opening:
             if file_name not in self._sessions:
                 self._sessions[file_name] = open_session(
@@ -340,12 +340,6 @@ def _excerpt(text: str, *, from_end: bool = False) -> str:
     if len(text) <= 40:
         return repr(text)
     return repr(f"…{text[-40:]}" if from_end else f"{text[:40]}…")
-
-
-def _unit(vectors: Float32[np.ndarray, "item dim"]) -> Float32[np.ndarray, "item dim"]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Float32[np.ndarray, "item dim"] = vectors / np.maximum(lengths, 1e-30)
-    return unit
 
 
 def _usable_cores() -> int:

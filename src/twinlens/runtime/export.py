@@ -6,6 +6,7 @@ verify.py's business. Needs the extra `train`.
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,16 @@ from twinlens.model.clip import Clip
 OPSET = 17
 
 
-class _ImageSide(nn.Module):
-    def __init__(self, model: Clip) -> None:
+class _Side(nn.Module):
+    """One `encode_...` method of a model as the `forward` that the exporter traces."""
+
+    def __init__(self, model: Clip, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model = model  # its weights become this module's
+        self.encode = encode
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model.encode_image(pixel_values)
-
-
-class _TextSide(nn.Module):
-    def __init__(self, model: Clip) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, token_ids: Tensor) -> Tensor:
-        return self.model.encode_text(token_ids)
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.encode(batch)
 
 
 def export_module(
@@ -67,7 +62,7 @@ def export_towers(model: Clip, image_path: Path, text_path: Path) -> None:
     size = model.config.image.image_size
     model = model.eval().cpu()
     export_module(
-        _ImageSide(model),
+        _Side(model, model.encode_image),
         torch.zeros(2, 3, size, size),
         image_path,
         input_name="pixel_values",
@@ -75,7 +70,7 @@ def export_towers(model: Clip, image_path: Path, text_path: Path) -> None:
         free_axes={0: "batch"},
     )
     export_module(
-        _TextSide(model),
+        _Side(model, model.encode_text),
         torch.ones(2, 7, dtype=torch.int64),
         text_path,
         input_name="token_ids",

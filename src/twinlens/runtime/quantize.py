@@ -19,7 +19,7 @@ from twinlens.errors import require_package
 # The first ranges are the widest. On `mini`, leaving three in float32 raises the mean cosine
 # to the float32 tower from 0.993 to 0.996 (the least from 0.964 to 0.986) for 2.5 % of the speed.
 FLOAT_CONVOLUTIONS = 3
-BLOCK = 128  # numbers that share a scale in the text tower; divides every published width
+BLOCK = 128  # numbers that share a scale in the text tower
 
 
 def quantize_image_tower(

@@ -32,7 +32,7 @@ class RuntimeConfig(JsonConfig):
     mixed query is multiplied by it, or it would drown the words.
     """
 
-    format_version: int
+    format_version: Literal[1]
     name: str
     version: str
     dim: int  # numbers in an embedding
@@ -67,7 +67,7 @@ def load_runtime_config(folder: Path) -> RuntimeConfig:
 def model_identity(folder: Path, config: RuntimeConfig) -> str:
     """`name-version:digest`, the same only for byte-identical towers and tokenizer.
 
-    Hashing 27 MB takes about 30 ms, so an index can afford to check it every time.
+    Hashing 28 MB takes about 30 ms, so an index can afford to check it every time.
     """
     digest = hashlib.blake2b(digest_size=6)
     for name in (config.image_file, config.text_file, config.tokenizer_file):
@@ -116,6 +116,13 @@ class TowerSession:
         (output,) = self._session.run(None, {self._input: batch})
         result: Any = output
         return np.asarray(result, dtype=np.float32)
+
+
+def unit_rows(vectors: Num[np.ndarray, "item dim"]) -> Float32[np.ndarray, "item dim"]:
+    """A tower's output as embeddings: every row divided by its length; a row of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Float32[np.ndarray, "item dim"] = vectors / np.maximum(lengths, 1e-30)
+    return unit.astype(np.float32, copy=False)
 
 
 def open_session(path: Path, *, threads: int | None = None) -> TowerSession:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Num
 
+from twinlens.runtime.session import unit_rows
+
 Tower = Callable[[Num[np.ndarray, "batch *shape"]], Float32[np.ndarray, "batch dim"]]
 
 
@@ -20,13 +22,6 @@ class Agreement:
     mean_cosine: float
     min_cosine: float
     max_difference: float  # largest difference of one number of a unit embedding
-
-
-def unit_rows(vectors: Num[np.ndarray, "item dim"]) -> Float32[np.ndarray, "item dim"]:
-    """Rows divided by their lengths."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Float32[np.ndarray, "item dim"] = (vectors / lengths).astype(np.float32)
-    return unit
 
 
 def agreement(reference: Tower, candidate: Tower, batches: Iterable[np.ndarray]) -> Agreement:
