@@ -23,12 +23,14 @@ from mini_report import report
 from mini_train import CONFIG, STAGES, Trainer
 from twinlens.data.image import read_image
 from twinlens.data.shards import read_shards
-from twinlens.data.tokenizer import WordPieceTokenizer
+from twinlens.data.tokenizer import TokenizerConfig
+from twinlens.data.wordpiece import WordPieceTokenizer
 from twinlens.evaluate.retrieval import retrieval_scores
 from twinlens.model.checkpoint import load_checkpoint
 from twinlens.runtime.export import export_towers
+from twinlens.runtime.folder import CONFIG_NAME, RuntimeConfig
 from twinlens.runtime.quantize import quantize_image_tower, quantize_text_tower
-from twinlens.runtime.session import CONFIG_NAME, RuntimeConfig, TowerSession, unit_rows
+from twinlens.runtime.session import TowerSession, unit_rows
 from twinlens.runtime.verify import agreement
 
 VERSION = "1"
@@ -114,9 +116,7 @@ def export(work: Path, out: Path, shared: Path, vocab: Path) -> dict[str, object
         name="mini",
         version=VERSION,
         dim=CONFIG.dim,
-        context=CONFIG.text.context,
-        tokenizer="wordpiece",
-        tokenizer_file="vocab.txt",
+        tokenizer=TokenizerConfig(kind="wordpiece", context=CONFIG.text.context, file="vocab.txt"),
         image_file=int8["image"].name,
         text_file=int8["text"].name,
         preprocess=PREPROCESS,

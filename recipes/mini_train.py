@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mini_data import LOCKED_BLOCKS, PairTexts, load_teacher
 from twinlens.config import BertTextConfig, ClipConfig, EfficientNetLiteConfig
-from twinlens.data.tokenizer import WordPieceTokenizer
+from twinlens.data.wordpiece import WordPieceTokenizer
 from twinlens.evaluate.retrieval import retrieval_scores
 from twinlens.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from twinlens.model.clip import Clip
@@ -160,7 +160,8 @@ class Words:
         return caption
 
     def tokens(self, texts: list[str]) -> Tensor:
-        return torch.from_numpy(self.tokenizer(texts))
+        ids = [self.tokenizer.truncate(self.tokenizer.encode(text)) for text in texts]
+        return torch.from_numpy(self.tokenizer.pad(ids))
 
 
 def shuffled(random: np.random.Generator, count: int, batch: int) -> Iterator[np.ndarray]:

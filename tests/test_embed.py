@@ -17,6 +17,7 @@ from PIL import Image
 from twinlens import SAMPLES, embed
 from twinlens.data.image import ImageSource
 from twinlens.data.preprocess import Preprocess
+from twinlens.data.tokenizer import TokenizerConfig
 from twinlens.embed import (
     BATCHES_AHEAD,
     Embedder,
@@ -27,11 +28,11 @@ from twinlens.embed import (
 )
 from twinlens.errors import ConfigError, ModelNotFound
 from twinlens.runtime import session
-from twinlens.runtime.session import RuntimeConfig
+from twinlens.runtime.folder import BUILT_IN, CONFIG_NAME, RuntimeConfig
 from twinlens.testing import FakeEmbedder
 
 RED, BLUE = Image.new("RGB", (9, 7), (255, 0, 0)), Image.new("RGB", (9, 7), (0, 0, 255))
-MINI = session.BUILT_IN / "mini" / session.CONFIG_NAME
+MINI = BUILT_IN / "mini" / CONFIG_NAME
 TOY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "##s"]
 
 
@@ -70,9 +71,7 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="toy",
         version="1",
         dim=3,
-        context=8,
-        tokenizer="wordpiece",
-        tokenizer_file="vocab.txt",
+        tokenizer=TokenizerConfig(kind="wordpiece", context=8, file="vocab.txt"),
         image_file="image.onnx",
         text_file="text.onnx",
         preprocess=Preprocess(

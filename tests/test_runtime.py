@@ -11,15 +11,15 @@ from twinlens.config import BertTextConfig, ClipConfig, EfficientNetLiteConfig
 from twinlens.errors import CheckpointMismatch, ConfigError, MissingExtra, ModelNotFound
 from twinlens.model.clip import Clip
 from twinlens.runtime.export import export_towers
-from twinlens.runtime.quantize import quantize_image_tower, quantize_text_tower
-from twinlens.runtime.session import (
+from twinlens.runtime.folder import (
     BUILT_IN,
     CONFIG_NAME,
-    TowerSession,
     find_model,
     load_runtime_config,
     model_identity,
 )
+from twinlens.runtime.quantize import quantize_image_tower, quantize_text_tower
+from twinlens.runtime.session import TowerSession
 from twinlens.runtime.verify import agreement
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from twinlens.data import tokenizer as tokenizer_module
-from twinlens.data.tokenizer import WordPieceTokenizer
+from twinlens.data.wordpiece import WordPieceTokenizer
 from twinlens.errors import ConfigError
 
 VOCAB = Path(tokenizer_module.__file__).parent.parent / "models" / "mini" / "vocab.txt"
@@ -53,12 +53,14 @@ def test_special_tokens_typed_by_a_user_are_ordinary_text(toy: WordPieceTokenize
 
 def test_no_text_at_all_still_has_its_frame(toy: WordPieceTokenizer) -> None:
     assert toy.encode("") == toy.encode(" \n\u200b") == [2, 3]
-    assert toy([]).shape == (0, 0)
+    assert toy([]).shape == (0, 8)
 
 
-def test_a_batch_is_padded_to_its_longest_text(toy: WordPieceTokenizer) -> None:
+def test_a_batch_is_padded_to_its_longest_text_or_to_the_context(toy: WordPieceTokenizer) -> None:
+    short, long = toy.encode("a"), toy.encode("a dog runs")
+    assert toy.pad([short, long]).tolist() == [[2, 4, 3, 0, 0, 0], [2, 4, 5, 7, 6, 3]]
     batch = toy(["a", "a dog runs"])
-    assert batch.tolist() == [[2, 4, 3, 0, 0, 0], [2, 4, 5, 7, 6, 3]]
+    assert batch.tolist() == [[2, 4, 3, 0, 0, 0, 0, 0], [2, 4, 5, 7, 6, 3, 0, 0]]
     assert batch.dtype == "int64"
 
 
@@ -117,7 +119,7 @@ def test_chunks_lose_nothing_and_never_exceed_the_context(toy: WordPieceTokenize
 def test_the_cache_of_words_does_not_grow_without_end(
     toy: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinlens.data.tokenizer._CACHED_WORDS", 10)
+    monkeypatch.setattr("twinlens.data.wordpiece._CACHED_WORDS", 10)
     for number in range(1000):
         toy.encode(f"word{number}")
     assert len(toy._pieces_of_word) <= 10

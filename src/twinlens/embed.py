@@ -23,17 +23,15 @@ from jaxtyping import Float32
 from PIL import Image
 
 from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, ImageSource, read_image, source_name
-from twinlens.data.tokenizer import WordPieceTokenizer
+from twinlens.data.tokenizer import Tokenizer, open_tokenizer
 from twinlens.errors import ConfigError, UnreadableImage
-from twinlens.runtime.session import (
+from twinlens.runtime.folder import (
     RuntimeConfig,
-    TowerSession,
     find_model,
     load_runtime_config,
     model_identity,
-    open_session,
-    unit_rows,
 )
+from twinlens.runtime.session import TowerSession, open_session, unit_rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,7 +147,7 @@ class Embedder:
     @property
     def context(self) -> int:
         """Tokens the text tower reads, its start and end included."""
-        return self.config.context
+        return self.config.tokenizer.context
 
     @property
     def image_query_weight(self) -> float:
@@ -162,8 +160,8 @@ class Embedder:
         return model_identity(self.folder, self.config)
 
     @functools.cached_property
-    def _tokenizer(self) -> WordPieceTokenizer:
-        return WordPieceTokenizer(self.folder / self.config.tokenizer_file, self.context)
+    def _tokenizer(self) -> Tokenizer:
+        return open_tokenizer(self.config.tokenizer, self.folder)
 
     @property
     def image_session(self) -> TowerSession:

@@ -1,195 +1,72 @@
-"""Text to token ids as BERT's uncased WordPiece does it, from a vocab.txt alone.
+"""What a tokenizer is to everyone else, and which one a model folder wants.
 
-Gives the ids of Hugging Face's BertWordPieceTokenizer without that package's 58 MB, with
-two deliberate exceptions: special tokens typed by a user ("[SEP]") are ordinary text here,
-so nobody ends a caption early by writing one; and characters that Unicode gained since
-2015 follow Python's own tables, which are newer than that library's.
+The tokenizers themselves are in files of their own; this one knows them by name only.
 """
 
-import os
-import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
+from twinlens.config import JsonConfig
 from twinlens.errors import ConfigError
 
-_LONGEST_WORD = 100  # characters; BERT gives up on longer ones
-_CACHED_WORDS = 50_000  # about 10 MB; captions repeat a few thousand words
 
-# The third last starts at 0x2B820 in Google's code, at 0x2B920 in Hugging Face's.
-_CJK_RANGES = (
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B920, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
-)
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig(JsonConfig):
+    """How one model wants its texts; part of model.json."""
+
+    kind: Literal["wordpiece"]
+    context: int  # tokens, specials included
+    file: str | None = None  # beside the file that names it
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.context < 1:
+            raise ConfigError(f"context {self.context}: must be at least 1 token")
 
 
-class WordPieceTokenizer:
-    """Texts in, padded token ids out; `context` counts [CLS] and [SEP] too.
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Texts in, token ids out."""
 
-    Raises ConfigError for a vocabulary without the special tokens or an impossible context.
-    """
-
-    def __init__(self, vocab_path: str | os.PathLike[str], context: int) -> None:
-        try:
-            with open(vocab_path, encoding="utf-8") as file:
-                self._ids = {line.rstrip("\r\n"): number for number, line in enumerate(file)}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{os.fspath(vocab_path)}: not a readable vocabulary ({error})"
-            ) from error
-        specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-        if missing := [token for token in specials if token not in self._ids]:
-            raise ConfigError(f"{os.fspath(vocab_path)}: the vocabulary lacks {', '.join(missing)}")
-        if context < 3:
-            raise ConfigError(f"context {context}: [CLS], one token and [SEP] need at least 3")
-        self.context = context
-        self.pad_id, self._unknown_id, self._start_id, self._end_id = (
-            self._ids[token] for token in specials
-        )
-        self._pieces_of_word: dict[str, tuple[int, ...]] = {}
+    context: int  # tokens, specials included
+    pad_id: int
 
     def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "item token"]:
-        """Ids of every text, cut to the context and padded to the longest of them."""
-        return self.pad([self.truncate(self.encode(text)) for text in texts])
+        """Ids of every text, cut to the context and padded to it."""
+        ...
 
     def encode(self, text: str) -> list[int]:
-        """All ids of a text between [CLS] and [SEP], however many they are."""
-        ids = [self._start_id]
-        for word in _words(text):
-            ids.extend(self._pieces(word))
-        ids.append(self._end_id)
-        return ids
+        """All ids of a text, start and end included, however many they are."""
+        ...
 
     def truncate(self, ids: list[int]) -> list[int]:
-        """At most `context` ids, the last of them still [SEP]."""
-        return ids if len(ids) <= self.context else [*ids[: self.context - 1], self._end_id]
+        """At most `context` ids, the last of them still the end token."""
+        ...
 
     def pad(self, pieces: Sequence[Sequence[int]]) -> Int64[np.ndarray, "item token"]:
-        """One row each, filled up with [PAD] to the longest."""
-        longest = max((len(ids) for ids in pieces), default=0)
-        padded = np.full((len(pieces), longest), self.pad_id, dtype=np.int64)
-        for row, ids in zip(padded, pieces, strict=True):
-            row[: len(ids)] = ids
-        return padded
+        """One row each, filled up to the longest, or to the context where the tower needs it."""
+        ...
 
     def chunks(self, text: str) -> list[list[int]]:
-        """The whole text in parts of at most `context` ids, each between [CLS] and [SEP].
-
-        Parts end between words, except within a word that is longer than a part.
-        """
-        room = self.context - 2
-        parts: list[list[int]] = [[]]
-        for word in _words(text):
-            pieces = list(self._pieces(word))
-            if parts[-1] and len(parts[-1]) + len(pieces) > room:
-                parts.append([])
-            while len(pieces) > room:
-                parts[-1].extend(pieces[:room])
-                pieces = pieces[room:]
-                parts.append([])
-            parts[-1].extend(pieces)
-        return [[self._start_id, *part, self._end_id] for part in parts if part or len(parts) == 1]
+        """The whole text in parts of at most `context` ids, each a text of its own."""
+        ...
 
     def kept_text(self, text: str) -> str:
         """The beginning of `text`, as it was typed, whose words survive truncation whole."""
-        room = self.context - 2
-        kept_words = 0
-        for word in _words(text):
-            room -= len(self._pieces(word))
-            if room < 0:
-                break
-            kept_words += 1
-        else:
-            return text
-        words_begun, inside_word = 0, False
-        for position, character in enumerate(text):
-            for normalised in _NORMALISED[ord(character)]:
-                if normalised == " ":
-                    inside_word = False
-                elif not inside_word:
-                    inside_word = True
-                    words_begun += 1
-                    if words_begun > kept_words:
-                        return text[:position].rstrip()
-        return text
-
-    def _pieces(self, word: str) -> tuple[int, ...]:
-        pieces = self._pieces_of_word.get(word)
-        if pieces is None:
-            pieces = self._split(word)
-            if len(self._pieces_of_word) >= _CACHED_WORDS:
-                self._pieces_of_word.clear()
-            self._pieces_of_word[word] = pieces
-        return pieces
-
-    def _split(self, word: str) -> tuple[int, ...]:
-        """The longest known piece from the left, again and again; [UNK] when one is missing."""
-        if len(word) > _LONGEST_WORD:
-            return (self._unknown_id,)
-        pieces: list[int] = []
-        start = 0
-        while start < len(word):
-            prefix = "##" if start else ""
-            for end in range(len(word), start, -1):
-                piece = self._ids.get(prefix + word[start:end])
-                if piece is not None:
-                    pieces.append(piece)
-                    start = end
-                    break
-            else:
-                return (self._unknown_id,)
-        return tuple(pieces)
+        ...
 
 
-class _Normalised(dict[int, str]):
-    """What each character becomes: lower case without accents, spaces where words part.
+def open_tokenizer(config: TokenizerConfig, folder: Path) -> Tokenizer:
+    """The tokenizer that `config` names; its files are in `folder`.
 
-    A table for str.translate, filled as characters are met. One character at a time is
-    enough for everything BERT does to a text before looking words up.
+    Raises ConfigError for a vocabulary that is missing or does not fit.
     """
+    from twinlens.data.wordpiece import WordPieceTokenizer
 
-    def __missing__(self, codepoint: int) -> str:
-        self[codepoint] = _normalise(chr(codepoint))
-        return self[codepoint]
-
-
-_NORMALISED = _Normalised()
-
-
-def _words(text: str) -> list[str]:
-    return text.translate(_NORMALISED).split()
-
-
-def _normalise(character: str) -> str:
-    if character in "\t\n\r":
-        return " "
-    # Control, format, private use, surrogate: invisible. Unassigned ones (Cn) stay.
-    if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs") or character == "\ufffd":
-        return ""
-    if character.isspace():
-        return " "
-    result = ""
-    for part in unicodedata.normalize("NFD", character):
-        if unicodedata.category(part) != "Mn":  # accents
-            # One by one: lower() of a whole word would make a final sigma of its last letter.
-            result += "".join(
-                f" {lower} " if _is_punctuation(lower) else lower for lower in part.lower()
-            )
-    if any(low <= ord(character) <= high for low, high in _CJK_RANGES):
-        return f" {result} "
-    return result
-
-
-def _is_punctuation(character: str) -> bool:
-    """ASCII symbols such as $ and + count, though Unicode does not call them so."""
-    if character.isascii():
-        return character.isprintable() and not character.isalnum() and character != " "
-    return unicodedata.category(character).startswith("P")
+    assert config.file is not None
+    return WordPieceTokenizer(folder / config.file, config.context)

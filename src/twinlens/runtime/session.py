@@ -1,89 +1,17 @@
-"""Finds a runtime model folder and runs its two ONNX towers; needs no PyTorch.
+"""Runs the two ONNX towers of a model folder; needs no PyTorch.
 
-A model folder holds `model.json` (RuntimeConfig), one ONNX file per tower and the
-tokenizer's files. What goes into a tower and what its output means is embed.py's
-business: arrays in, arrays out here.
+What goes into a tower and what its output means is embed.py's business: arrays in,
+arrays out here.
 """
 
-import hashlib
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Num
 
-from twinlens.config import JsonConfig
-from twinlens.data.preprocess import Preprocess
-from twinlens.errors import CheckpointMismatch, ModelNotFound
-
-CONFIG_NAME = "model.json"
-BUILT_IN = Path(__file__).parent.parent / "models"
-DEFAULT_MODEL = "mini"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig(JsonConfig):
-    """What `model.json` says about an exported model.
-
-    `image_query_weight` is the spread (standard deviation) of text-to-image cosines
-    over that of image-to-image cosines, measured on validation photos: a picture in a
-    mixed query is multiplied by it, or it would drown the words.
-    """
-
-    format_version: Literal[1]
-    name: str
-    version: str
-    dim: int  # numbers in an embedding
-    context: int  # tokens, specials included
-    tokenizer: Literal["wordpiece"]
-    tokenizer_file: str
-    image_file: str
-    text_file: str
-    preprocess: Preprocess
-    logit_scale: float  # already exponentiated
-    logit_bias: float | None = None
-    image_query_weight: float = 1.0
-
-
-def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder of a built-in model or of a path. Raises ModelNotFound."""
-    for folder in (Path(name_or_path), BUILT_IN / Path(name_or_path).name):
-        if (folder / CONFIG_NAME).is_file():
-            return folder
-    built_in = sorted(path.parent.name for path in BUILT_IN.glob(f"*/{CONFIG_NAME}"))
-    raise ModelNotFound(
-        f"{os.fspath(name_or_path)!r} is neither a built-in model ({', '.join(built_in)}) "
-        f"nor a folder with a {CONFIG_NAME}."
-    )
-
-
-def load_runtime_config(folder: Path) -> RuntimeConfig:
-    """Read `model.json`. Raises ConfigError when it does not fit this version."""
-    return RuntimeConfig.read(folder / CONFIG_NAME)
-
-
-def model_identity(folder: Path, config: RuntimeConfig) -> str:
-    """`name-version:digest`, the same only for byte-identical towers and tokenizer.
-
-    Hashing 28 MB takes about 30 ms, so an index can afford to check it every time.
-    """
-    digest = hashlib.blake2b(digest_size=6)
-    for name in (config.image_file, config.text_file, config.tokenizer_file):
-        digest.update(_read_model_file(folder / name))
-    digest.update(repr(config.preprocess).encode())
-    return f"{config.name}-{config.version}:{digest.hexdigest()}"
-
-
-def _read_model_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointMismatch(
-            f"{path} cannot be read ({error.strerror}), but the {CONFIG_NAME} beside it names it. "
-            f"Install or convert the model again."
-        ) from error
+from twinlens.errors import CheckpointMismatch
+from twinlens.runtime.folder import read_model_file
 
 
 class TowerSession:
@@ -99,7 +27,7 @@ class TowerSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
-        content = _read_model_file(path)
+        content = read_model_file(path)
         try:
             self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]

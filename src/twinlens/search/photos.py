@@ -152,7 +152,7 @@ def open_photos(
     Raises IndexModelMismatch when `model` is not what the index was made with.
     """
     from twinlens import embed  # by module, so that a test can put a fake in its place
-    from twinlens.runtime.session import CONFIG_NAME, DEFAULT_MODEL
+    from twinlens.runtime.folder import CONFIG_NAME, DEFAULT_MODEL
 
     folder = Path(os.path.expanduser(folder))
     _check_folder(folder)
