@@ -40,7 +40,8 @@ CONFIG = ClipConfig(
     image=EfficientNetLiteConfig(),
     text=BertTextConfig(width=384, layers=6, heads=12, mlp_width=1536, context=128),
     dim=384,
-    projection_bias=True,
+    image_projection="linear_bias",
+    text_projection="linear_bias",
 )
 TEMPLATES = (
     "{}",

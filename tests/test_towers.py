@@ -154,8 +154,8 @@ def test_a_config_survives_json_and_rejects_what_it_does_not_know(tmp_path):
     values["text"]["dropout"] = 0.1
     with pytest.raises(ConfigError, match="does not know 'dropout'"):
         ClipConfig.from_dict(values)
-    with pytest.raises(ConfigError, match="kind among vit, efficientnet_lite"):
-        ClipConfig.from_dict({**config.to_dict(), "image": {"kind": "resnet"}})
+    with pytest.raises(ConfigError, match="kind among vit, resnet, efficientnet_lite"):
+        ClipConfig.from_dict({**config.to_dict(), "image": {"kind": "swin"}})
     with pytest.raises(ConfigError, match=r"ClipConfig.dim must be int, not '4'"):
         ClipConfig.from_dict({**config.to_dict(), "dim": "4"})
     with pytest.raises(ConfigError, match="needs 'dim'"):
@@ -165,8 +165,10 @@ def test_a_config_survives_json_and_rejects_what_it_does_not_know(tmp_path):
 def test_impossible_sizes_are_refused():
     with pytest.raises(ConfigError, match="3 heads do not divide a width of 8"):
         BertTextConfig(**{**SIZES, "heads": 3})
-    with pytest.raises(ConfigError, match="patches of 7 px do not tile 32 px"):
-        VitConfig(**SIZES, image_size=32, patch_size=7)
+    with pytest.raises(ConfigError, match="a patch of 64 px does not fit in 32 px"):
+        VitConfig(**SIZES, image_size=32, patch_size=64)
+    with pytest.raises(ConfigError, match="image tower's width of 8 must be the dim, 4"):
+        ClipConfig(image=VIT, text=BERT, dim=4, image_projection="none")
     with pytest.raises(ConfigError, match="multiple of 32"):
         EfficientNetLiteConfig(image_size=100)
 

@@ -146,23 +146,71 @@ class TransformerConfig(JsonConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig(TransformerConfig):
-    """A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as CLIP uses it."""
+    """A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as CLIP and SigLIP use it.
+
+    pool "class": the class token (CLIP). "mean": over the patches, the class token left out
+    (CLIPA). "map": a learned query attends to the patches, no class token (SigLIP).
+    """
 
     kind: Literal["vit"] = "vit"
     image_size: int = 224  # pixels, square
-    patch_size: int = 32  # pixels; must divide image_size
+    patch_size: int = 32  # pixels; what does not fill a patch at the right and bottom is not seen
+    pool: Literal["class", "mean", "map"] = "class"
+    patch_bias: bool = False
+    input_norm: bool = True  # a layer norm before the blocks (CLIP)
+    norm_after_pool: bool = False  # only "mean" can tell the difference
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(
-            self.patch_size > 0 and self.image_size % self.patch_size == 0,
-            f"VitConfig: patches of {self.patch_size} px do not tile {self.image_size} px.",
+            0 < self.patch_size <= self.image_size,
+            f"VitConfig: a patch of {self.patch_size} px does not fit in {self.image_size} px.",
         )
 
     @property
-    def num_patches(self) -> int:
-        """Patches in one image."""
-        return (self.image_size // self.patch_size) ** 2
+    def grid(self) -> int:
+        """Patches along one side; SigLIP at 384 px with patches of 14 has 27."""
+        return self.image_size // self.patch_size
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a learned token stands before the patches."""
+        return self.pool != "map"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig(JsonConfig):
+    """CLIP's modified ResNet (Radford et al. 2021, section 2.4): RN50 to RN50x64."""
+
+    kind: Literal["resnet"] = "resnet"
+    image_size: int = 224  # pixels, square
+    stem_width: int = 64  # channels after the stem
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks per stage
+    heads: int = 32  # of the attention pool
+
+    def __post_init__(self) -> None:
+        for field in ("image_size", "stem_width", "heads"):
+            value = getattr(self, field)
+            _require(value > 0, f"ResNetConfig.{field} must be positive, not {value}.")
+        _require(min(self.layers) > 0, f"ResNetConfig.layers must be positive, not {self.layers}.")
+        _require(
+            self.image_size % 32 == 0,
+            f"ResNetConfig.image_size must be a multiple of 32, not {self.image_size}.",
+        )
+        _require(
+            self.width % self.heads == 0,
+            f"ResNetConfig: {self.heads} heads do not divide a width of {self.width}.",
+        )
+
+    @property
+    def width(self) -> int:
+        """Channels of the last stage, which the attention pool gives to the projection."""
+        return 32 * self.stem_width
+
+    @property
+    def grid(self) -> int:
+        """Places along one side of the last feature map."""
+        return self.image_size // 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,14 +237,18 @@ class EfficientNetLiteConfig(JsonConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTextConfig(TransformerConfig):
-    """CLIP's causal text transformer (Radford et al. 2021, section 2.4)."""
+    """CLIP's and SigLIP's text transformer (Radford et al. 2021, section 2.4).
+
+    pool "argmax": at the largest id, which is the end token in CLIP's vocabulary. "eos": at
+    the first `eos_id`. "last": at the last position (SigLIP). TRAPS, "Text pooling".
+    """
 
     kind: Literal["clip_text"] = "clip_text"
     vocab_size: int = 49408
     context: int = 77  # tokens
-    # "argmax": the largest id is the end token. "eos": the first `eos_id`. TRAPS, "Text pooling".
-    pool: Literal["argmax", "eos"] = "argmax"
+    pool: Literal["argmax", "eos", "last"] = "argmax"
     eos_id: int | None = None
+    causal: bool = True  # a token sees only those before it; SigLIP's see all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,28 +257,52 @@ class ClipTextConfig(TransformerConfig):
             "ClipTextConfig: pool 'eos' needs eos_id, and only it does.",
         )
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether what fills a text up to the context changes its feature."""
+        return not self.causal or self.pool == "last"
+
 
 @dataclass(frozen=True, kw_only=True)
 class BertTextConfig(TransformerConfig):
-    """A BERT-like text tower with mean pooling, as sentence-transformers' MiniLM has it."""
+    """A BERT-like text tower: MiniLM, Chinese-CLIP's BERT, XLM-R."""
 
     kind: Literal["bert"] = "bert"
     vocab_size: int = 30522
     context: int = 128  # tokens
     layer_norm_eps: float = 1e-12
     pad_id: int = 0  # positions with this id are masked out
+    pool: Literal["mean", "first"] = "mean"  # over real tokens, or the first one ([CLS])
+
+    @property
+    def sees_padding(self) -> bool:
+        """Never: padding is masked out."""
+        return False
+
+
+# How a tower's feature becomes an embedding. "mlp" is OpenCLIP's for Hugging Face text towers:
+# two layers without bias, the inner one halfway between both widths, GELU between them.
+Projection = Literal["none", "linear", "linear_bias", "mlp"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig(JsonConfig):
     """Two towers and the space they share."""
 
-    image: VitConfig | EfficientNetLiteConfig
+    image: VitConfig | ResNetConfig | EfficientNetLiteConfig
     text: ClipTextConfig | BertTextConfig
     dim: int  # numbers in an embedding
+    image_projection: Projection = "linear"
+    text_projection: Projection = "linear"
     log_scale_init: float = math.log(1 / 0.07)  # Radford et al. 2021, section 2.5
     bias_init: float | None = None  # SigLIP starts at -10; None: no bias at all
-    projection_bias: bool = False  # published CLIPs have none
 
     def __post_init__(self) -> None:
         _require(self.dim > 0, f"ClipConfig.dim must be positive, not {self.dim}.")
+        for side in ("image", "text"):
+            tower, projection = getattr(self, side), getattr(self, f"{side}_projection")
+            _require(
+                projection != "none" or tower.width == self.dim,
+                f"ClipConfig: without a projection the {side} tower's width of {tower.width} "
+                f"must be the dim, {self.dim}.",
+            )

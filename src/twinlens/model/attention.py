@@ -31,34 +31,41 @@ def make_activation(name: Activation) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2)."""
+    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
 
-    def __init__(self, width: int, heads: int) -> None:
+    Without `output` the heads are left as they are, side by side: a pooling tower whose
+    output layer is the projection to the shared space.
+    """
+
+    def __init__(self, width: int, heads: int, *, output: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.out = nn.Linear(width, width) if output else nn.Identity()
 
     def forward(
         self,
         x: Float[Tensor, "batch token width"],
         mask: Bool[Tensor, "#batch #head #query token"] | None = None,
-    ) -> Float[Tensor, "batch token width"]:
-        """`mask` is True where a query may look."""
-        batch, tokens, width = x.shape
+        *,
+        queries: Float[Tensor, "batch query width"] | None = None,
+    ) -> Float[Tensor, "batch query width"]:
+        """`mask` is True where a query may look; without `queries`, `x` asks itself."""
+        asking = x if queries is None else queries
+        batch, _, width = asking.shape
         head_dim = width // self.heads
         q, k, v = (
-            linear(x).view(batch, tokens, self.heads, head_dim).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
+            linear(tokens).view(batch, -1, self.heads, head_dim).transpose(1, 2)
+            for linear, tokens in ((self.query, asking), (self.key, x), (self.value, x))
         )  # each (batch, head, token, head_dim)
         scores = q @ k.transpose(-1, -2) * head_dim**-0.5  # (batch, head, query, token)
         if mask is not None:
             # The lowest finite number, not -inf: a fully masked row must not become NaN.
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         mixed = scores.softmax(dim=-1) @ v  # (batch, head, query, head_dim)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, -1, width))
         return out
 
 
@@ -100,8 +107,10 @@ def init_transformer(blocks: nn.ModuleList, config: TransformerConfig) -> None:
         for linear in (block.attention.query, block.attention.key, block.attention.value):
             nn.init.normal_(linear.weight, std=attention_std)
             nn.init.zeros_(linear.bias)
-        nn.init.normal_(block.attention.out.weight, std=out_std)
-        nn.init.zeros_(block.attention.out.bias)
+        out = block.attention.out
+        assert isinstance(out, nn.Linear)
+        nn.init.normal_(out.weight, std=out_std)
+        nn.init.zeros_(out.bias)
         first, _, second = block.mlp
         assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         nn.init.normal_(first.weight, std=(2 * config.width) ** -0.5)

@@ -1,10 +1,12 @@
 """Joins any image tower and any text tower in one space of `dim` numbers.
 
 Knows no tower's insides: `build_tower` picks the class for a config, each tower
-gives features of its own width, and one linear projection per side brings them to
-`dim`. Losses and the limit on the scale are the training loop's.
+gives features of its own width, and a projection per side brings them to `dim`.
+Losses and the limit on the scale are the training loop's.
 Source: Radford et al. 2021, arXiv:2103.00020, figure 3.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,27 +17,51 @@ from twinlens.config import (
     ClipConfig,
     ClipTextConfig,
     EfficientNetLiteConfig,
+    Projection,
+    ResNetConfig,
     VitConfig,
 )
+from twinlens.errors import ConfigError
 from twinlens.model.image_conv import EfficientNetLiteTower
+from twinlens.model.image_resnet import ResNetTower
 from twinlens.model.image_vit import VitTower
 from twinlens.model.text_bert import BertTextTower
 from twinlens.model.text_clip import ClipTextTower
 
 
 def build_tower(
-    config: VitConfig | EfficientNetLiteConfig | ClipTextConfig | BertTextConfig,
+    config: VitConfig | ResNetConfig | EfficientNetLiteConfig | ClipTextConfig | BertTextConfig,
 ) -> nn.Module:
     """A tower with fresh random weights."""
     match config:
         case VitConfig():
             return VitTower(config)
+        case ResNetConfig():
+            return ResNetTower(config)
         case EfficientNetLiteConfig():
             return EfficientNetLiteTower(config)
         case ClipTextConfig():
             return ClipTextTower(config)
         case BertTextConfig():
             return BertTextTower(config)
+
+
+def build_projection(kind: Projection, width: int, dim: int) -> nn.Module:
+    """From a tower's feature to an embedding, with fresh random weights."""
+    match kind:
+        case "none":
+            return nn.Identity()
+        case "mlp":
+            inner = (width + dim) // 2
+            return nn.Sequential(
+                nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, dim, bias=False)
+            )
+        case "linear" | "linear_bias":
+            linear = nn.Linear(width, dim, bias=kind == "linear_bias")
+            nn.init.normal_(linear.weight, std=width**-0.5)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+            return linear
 
 
 class Clip(nn.Module):
@@ -46,13 +72,12 @@ class Clip(nn.Module):
         self.config = config
         self.image_tower = build_tower(config.image)
         self.text_tower = build_tower(config.text)
-        has_bias = config.projection_bias
-        self.image_projection = nn.Linear(config.image.width, config.dim, bias=has_bias)
-        self.text_projection = nn.Linear(config.text.width, config.dim, bias=has_bias)
-        for projection in (self.image_projection, self.text_projection):
-            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+        self.image_projection = build_projection(
+            config.image_projection, config.image.width, config.dim
+        )
+        self.text_projection = build_projection(
+            config.text_projection, config.text.width, config.dim
+        )
         self.log_scale = nn.Parameter(torch.tensor(config.log_scale_init))
         bias = config.bias_init
         self.bias = None if bias is None else nn.Parameter(torch.tensor(bias))
@@ -78,6 +103,27 @@ class Clip(nn.Module):
         """Text embeddings, not normalised."""
         out: Tensor = self.text_projection(self.text_tower(token_ids))
         return out
+
+    def text_hidden_states(
+        self,
+        token_ids: Int64[Tensor, "batch token"],
+        *,
+        layer: Literal["last", "penultimate"] = "last",
+        final_norm: bool = True,
+    ) -> Float[Tensor, "batch token channel"]:
+        """Every token's feature, as text-to-image models are conditioned on.
+
+        Stable Diffusion 1 takes the last layer, Stable Diffusion 2 the penultimate one
+        through the final norm, SDXL the penultimate one without it (`final_norm=False`).
+
+        Raises ConfigError for a text tower that is not CLIP's or SigLIP's.
+        """
+        if not isinstance(self.text_tower, ClipTextTower):
+            raise ConfigError(
+                f"Hidden states are for CLIP's and SigLIP's text towers; this one is "
+                f"{self.config.text.kind!r}."
+            )
+        return self.text_tower.hidden_states(token_ids, layer=layer, final_norm=final_norm)
 
     def forward(
         self,

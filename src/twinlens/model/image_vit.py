@@ -1,8 +1,9 @@
-"""The vision transformer tower, with CLIP's class token and two outer layer norms.
+"""The vision transformer tower of CLIP, SigLIP and CLIPA, which differ in how they pool.
 
 Gives pooled features of `config.width`; the projection to the shared space is
-clip.py's. Source: Dosovitskiy et al. 2021, arXiv:2010.11929; CLIP's changes
-(no patch bias, a layer norm before the blocks): Radford et al. 2021, section 2.4.
+clip.py's. Sources: Dosovitskiy et al. 2021, arXiv:2010.11929; CLIP's changes (no patch
+bias, a layer norm before the blocks): Radford et al. 2021, section 2.4; pooling by a
+learned query: Zhai et al. 2022, arXiv:2106.04560, appendix.
 """
 
 import torch
@@ -10,7 +11,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twinlens.config import VitConfig
-from twinlens.model.attention import Block, init_transformer
+from twinlens.model.attention import Attention, Block, init_transformer, make_activation
+
+
+class QueryPool(nn.Module):
+    """One learned query attends to all patches ("map": multi-head attention pooling)."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.query = nn.Parameter(config.width**-0.5 * torch.randn(config.width))
+        self.attention = Attention(config.width, config.heads)
+        self.mlp_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, config.mlp_width),
+            make_activation(config.activation),
+            nn.Linear(config.mlp_width, config.width),
+        )
+
+    def forward(
+        self, patches: Float[Tensor, "batch patch channel"]
+    ) -> Float[Tensor, "batch channel"]:
+        queries = self.query.expand(patches.shape[0], 1, -1)
+        x = self.attention(patches, queries=queries)[:, 0]  # (batch, channel)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
 class VitTower(nn.Module):
@@ -20,25 +43,54 @@ class VitTower(nn.Module):
         super().__init__()
         self.config = config
         self.patch = nn.Conv2d(
-            3, config.width, config.patch_size, stride=config.patch_size, bias=False
+            3,
+            config.width,
+            config.patch_size,
+            stride=config.patch_size,
+            bias=config.patch_bias,
         )
         std = config.width**-0.5
-        self.class_token = nn.Parameter(std * torch.randn(config.width))
-        self.position = nn.Parameter(std * torch.randn(config.num_patches + 1, config.width))
-        self.pre_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        tokens = config.grid**2
+        self.class_token = None
+        if config.has_class_token:
+            self.class_token = nn.Parameter(std * torch.randn(config.width))
+            tokens += 1
+        self.position = nn.Parameter(std * torch.randn(tokens, config.width))
+        self.input_norm = (
+            nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+            if config.input_norm
+            else nn.Identity()
+        )
         self.blocks = nn.ModuleList(Block(config, pre_norm=True) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.query_pool = QueryPool(config) if config.pool == "map" else None
         init_transformer(self.blocks, config)
 
     def forward(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch channel"]:
         """`pixels` are normalised; height and width are `config.image_size`."""
+        return self.pool(self.tokens(pixels))
+
+    def tokens(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch token channel"]:
+        """What the last block gives, before the final norm."""
         x = self.patch(pixels).flatten(2).transpose(1, 2)  # (batch, patch, channel)
-        class_token = self.class_token.expand(x.shape[0], 1, -1)
-        x = torch.cat([class_token, x], dim=1) + self.position  # (batch, token, channel)
-        x = self.pre_norm(x)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)
+        x = self.input_norm(x + self.position)
         for block in self.blocks:
             x = block(x)
-        out: Tensor = self.final_norm(x[:, 0])
-        return out
+        return x  # type: ignore[no-any-return]
+
+    def pool(self, tokens: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch channel"]:
+        """One feature per image from the last block's tokens."""
+        if self.query_pool is not None:
+            return self.query_pool(self.final_norm(tokens))  # type: ignore[no-any-return]
+        if self.config.pool == "class":
+            return self.final_norm(tokens[:, 0])  # type: ignore[no-any-return]
+        patches = tokens[:, 1:]
+        if self.config.norm_after_pool:
+            return self.final_norm(patches.mean(dim=1))  # type: ignore[no-any-return]
+        return self.final_norm(patches).mean(dim=1)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""A BERT-like text tower whose feature is the mean over real tokens, as MiniLM has it.
+"""A BERT-like text tower; its feature is the mean over real tokens, or the first token.
 
 Padding is found by id inside the tower, so that a caller cannot forget the mask.
 Source: Devlin et al. 2019, arXiv:1810.04805; mean pooling: Reimers and Gurevych 2019,
@@ -34,5 +34,7 @@ class BertTextTower(nn.Module):
         mask = real[:, None, None, :]  # every query sees the real tokens
         for block in self.blocks:
             x = block(x, mask)
+        if self.config.pool == "first":
+            return x[:, 0]  # type: ignore[no-any-return]
         weights = real.to(x.dtype).unsqueeze(-1)  # (batch, token, 1)
         return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)  # type: ignore[no-any-return]

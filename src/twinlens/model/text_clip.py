@@ -1,9 +1,12 @@
-"""CLIP's causal text transformer; its feature is the one at the end token.
+"""The text transformer of CLIP and SigLIP: pre-norm blocks and one position's feature.
 
-Pooling by largest id or by an explicit end id belongs to the weights: the wrong one
-gives plausible nonsense (TRAPS, "Text pooling"). Projection: clip.py.
-Source: Radford et al. 2021, arXiv:2103.00020, section 2.4.
+Which position, and whether a token sees what follows it, belongs to the weights: the
+wrong choice gives plausible nonsense (TRAPS, "Text pooling"). Projection: clip.py.
+Sources: Radford et al. 2021, arXiv:2103.00020, section 2.4; Zhai et al. 2023,
+arXiv:2303.15343 (no mask, last position).
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,16 +33,32 @@ class ClipTextTower(nn.Module):
 
     def forward(self, token_ids: Int64[Tensor, "batch token"]) -> Float[Tensor, "batch channel"]:
         """At most `config.context` tokens, each row with its end token inside."""
+        x = self.hidden_states(token_ids)
+        match self.config.pool:
+            case "last":
+                return x[:, -1]
+            case "argmax":
+                end = token_ids.argmax(dim=1)
+            case "eos":
+                assert self.config.eos_id is not None  # the config saw to it
+                # argmax gives the first of several equal values: the first end token.
+                end = torch.eq(token_ids, self.config.eos_id).int().argmax(dim=1)
+        return x[torch.arange(x.shape[0], device=x.device), end]
+
+    def hidden_states(
+        self,
+        token_ids: Int64[Tensor, "batch token"],
+        *,
+        layer: Literal["last", "penultimate"] = "last",
+        final_norm: bool = True,
+    ) -> Float[Tensor, "batch token channel"]:
+        """Every token's feature after the last or the last but one block."""
         tokens = token_ids.shape[1]
-        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
+        mask = None
+        if self.config.causal:
+            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
+            mask = mask[None, None]
         x = self.token(token_ids) + self.position[:tokens]  # (batch, token, channel)
-        for block in self.blocks:
-            x = block(x, causal[None, None])
-        x = self.final_norm(x)
-        if self.config.pool == "argmax":
-            end = token_ids.argmax(dim=1)
-        else:
-            assert self.config.eos_id is not None  # the config saw to it
-            # argmax gives the first of several equal values: the first end token.
-            end = torch.eq(token_ids, self.config.eos_id).int().argmax(dim=1)
-        return x[torch.arange(x.shape[0], device=x.device), end]  # type: ignore[no-any-return]
+        for block in self.blocks if layer == "last" else self.blocks[:-1]:
+            x = block(x, mask)
+        return self.final_norm(x) if final_norm else x  # type: ignore[no-any-return]
