@@ -5,13 +5,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "twinlens"
 
-# DESIGN.md: errors, config -> data, model -> runtime -> embed -> train, evaluate, search
+# DESIGN.md: errors, config -> data, model, hub -> runtime -> embed -> train, evaluate, search
 # -> apps -> server -> cli. Layers with equal numbers may not import each other.
 LAYERS = {
     "errors": 0,
     "config": 1,
     "data": 2,
     "model": 2,
+    "hub": 2,
     "runtime": 3,
     "embed": 4,
     "testing": 5,

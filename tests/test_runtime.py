@@ -14,7 +14,7 @@ from twinlens.runtime.export import export_towers
 from twinlens.runtime.folder import (
     BUILT_IN,
     CONFIG_NAME,
-    find_model,
+    locate,
     load_runtime_config,
     model_identity,
 )
@@ -34,7 +34,8 @@ def exported(tmp_path_factory):
                 width=32, layers=2, heads=2, mlp_width=64, vocab_size=2000, context=12
             ),
             dim=16,
-            projection_bias=True,
+            image_projection="linear_bias",
+            text_projection="linear_bias",
         )
     ).eval()
     folder = tmp_path_factory.mktemp("exported")
@@ -96,7 +97,7 @@ def test_agreement_measures_angles_and_not_lengths():
 
 def test_an_unknown_model_is_answered_with_those_there_are():
     with pytest.raises(ModelNotFound, match=r"'nosuch' is neither a built-in model \(mini\)"):
-        find_model("nosuch")
+        locate("nosuch")
 
 
 def test_a_truncated_tower_gets_one_clear_sentence(exported, tmp_path):
@@ -120,7 +121,7 @@ def test_a_model_folder_with_an_unknown_key_is_refused_by_name(tmp_path):
 
 
 def test_minis_files_are_whole_small_and_identified_by_content():
-    folder = find_model("mini")
+    folder = locate("mini")
     config = load_runtime_config(folder)
     towers = sum((folder / name).stat().st_size for name in (config.image_file, config.text_file))
     assert towers <= 32_000_000

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinlens.embed import Embedder as Embedder
+    from twinlens.runtime.load import load_model as load_model
+    from twinlens.runtime.load import load_preprocess as load_preprocess
+    from twinlens.runtime.load import load_tokenizer as load_tokenizer
     from twinlens.search.photos import Hit as Hit
     from twinlens.search.photos import PhotoIndex as PhotoIndex
     from twinlens.search.photos import index as index
@@ -27,9 +30,22 @@ _PUBLIC = {
     "Hit": "twinlens.search.photos",
     "PhotoIndex": "twinlens.search.photos",
     "index": "twinlens.search.photos",
+    "load_model": "twinlens.runtime.load",
+    "load_preprocess": "twinlens.runtime.load",
+    "load_tokenizer": "twinlens.runtime.load",
 }
 
-__all__ = ["SAMPLES", "Embedder", "Hit", "PhotoIndex", "__version__", "index"]
+__all__ = [
+    "SAMPLES",
+    "Embedder",
+    "Hit",
+    "PhotoIndex",
+    "__version__",
+    "index",
+    "load_model",
+    "load_preprocess",
+    "load_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -214,6 +214,32 @@ class ResNetConfig(JsonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvNextConfig(JsonConfig):
+    """ConvNeXt (Liu et al. 2022, arXiv:2201.03545), as OpenCLIP publishes it through timm."""
+
+    kind: Literal["convnext"] = "convnext"
+    image_size: int = 256  # pixels, square; any from 32 on, no weight depends on it
+    widths: tuple[int, int, int, int] = (128, 256, 512, 1024)  # channels per stage
+    layers: tuple[int, int, int, int] = (3, 3, 27, 3)  # blocks per stage
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field in ("widths", "layers"):
+            values = getattr(self, field)
+            _require(min(values) > 0, f"ConvNextConfig.{field} must be positive, not {values}.")
+        # Four halvings after patches of 4: below that, the last stage sees nothing.
+        _require(
+            self.image_size >= 32,
+            f"ConvNextConfig.image_size must be at least 32, not {self.image_size}.",
+        )
+
+    @property
+    def width(self) -> int:
+        """Channels given to the projection."""
+        return self.widths[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EfficientNetLiteConfig(JsonConfig):
     """The convolutional tower: EfficientNet-Lite0 at any image size."""
 
@@ -282,14 +308,15 @@ class BertTextConfig(TransformerConfig):
 
 # How a tower's feature becomes an embedding. "mlp" is OpenCLIP's for Hugging Face text towers:
 # two layers without bias, the inner one halfway between both widths, GELU between them.
-Projection = Literal["none", "linear", "linear_bias", "mlp"]
+# "mlp_wide" is its for timm's image towers: the inner layer twice the dim and with a bias.
+Projection = Literal["none", "linear", "linear_bias", "mlp", "mlp_wide"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig(JsonConfig):
     """Two towers and the space they share."""
 
-    image: VitConfig | ResNetConfig | EfficientNetLiteConfig
+    image: VitConfig | ResNetConfig | EfficientNetLiteConfig | ConvNextConfig
     text: ClipTextConfig | BertTextConfig
     dim: int  # numbers in an embedding
     image_projection: Projection = "linear"

@@ -7,6 +7,7 @@ beyond the model's context is cut with a warning or averaged over its parts.
 """
 
 import functools
+import logging
 import os
 import threading
 import warnings
@@ -26,10 +27,12 @@ from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, ImageSource, read_image,
 from twinlens.data.tokenizer import Tokenizer, open_tokenizer
 from twinlens.errors import ConfigError, UnreadableImage
 from twinlens.runtime.folder import (
+    CONFIG_NAME,
     RuntimeConfig,
-    find_model,
     load_runtime_config,
+    locate,
     model_identity,
+    split_dim,
 )
 from twinlens.runtime.session import TowerSession, open_session, unit_rows
 
@@ -106,29 +109,42 @@ class EmbedderLike(Protocol):
 
 
 class Embedder:
-    """A model folder, ready to embed: `Embedder().texts(["a dog"])`.
+    """A model, ready to embed: `Embedder().texts(["a dog"])`.
 
-    `model` is a built-in name or a folder. `threads` bounds both the decoding threads and
-    the session's; by default the cores this process may use. Each tower is opened at its
-    first use, so a text search never loads the image tower. May be shared between threads.
+    `model` is the name of a built-in or pulled model, a runtime folder, or a checkpoint of any
+    published format, which is converted once into the user's cache. `dim` keeps that many
+    leading numbers of each vector and brings them back to unit length (Matryoshka: Kusupati et
+    al. 2022, arXiv:2205.13147); `"NAME@256"` says the same in the name. `threads` bounds both
+    the decoding threads and the session's; by default the cores this process may use. Each
+    tower is opened at its first use, so a text search never loads the image tower. May be
+    shared between threads.
 
     Raises ModelNotFound for a name or folder that holds no model, ConfigError for one that
-    does not fit this version and for fewer than one thread.
+    does not fit this version and for fewer than one thread, what load_model raises for a
+    checkpoint.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] = "mini",
         *,
+        dim: int | None = None,
         threads: int | None = None,
         max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
         batch_size: int | None = None,
     ) -> None:
-        for option, value in (("threads", threads), ("batch_size", batch_size)):
+        for option, value in (("threads", threads), ("batch_size", batch_size), ("dim", dim)):
             if value is not None and value < 1:
                 raise ConfigError(f"{option} {value}: must be at least 1")
-        self.folder: Path = find_model(model)
+        name, named_dim = split_dim(model)
+        self.folder: Path = _ready(name)
         self.config: RuntimeConfig = load_runtime_config(self.folder)
+        self.dim: int = dim or named_dim or self.config.dim  # numbers per vector
+        if self.dim > self.config.dim:
+            raise ConfigError(
+                f"{self.config.name} gives {self.config.dim} numbers per vector; {self.dim} "
+                f"cannot be kept."
+            )
         self.threads = threads or _usable_cores()
         self.max_megapixels = max_megapixels
         self.batch_size = batch_size or DEFAULT_BATCH_SIZE
@@ -138,11 +154,6 @@ class Embedder:
     @property
     def name(self) -> str:
         return self.config.name
-
-    @property
-    def dim(self) -> int:
-        """Numbers per vector."""
-        return self.config.dim
 
     @property
     def context(self) -> int:
@@ -157,7 +168,8 @@ class Embedder:
     @functools.cached_property
     def model_id(self) -> str:
         """Name, version and fingerprint; two models with one id give the same vectors."""
-        return model_identity(self.folder, self.config)
+        identity = model_identity(self.folder, self.config)
+        return identity if self.dim == self.config.dim else f"{identity}@{self.dim}"
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -257,7 +269,7 @@ class Embedder:
         for start in range(0, len(order), TEXT_BATCH_SIZE):
             places = order[start : start + TEXT_BATCH_SIZE]
             batch = self._tokenizer.pad([pieces[place] for place in places])
-            vectors[places] = unit_rows(self.text_session.run(batch))
+            vectors[places] = unit_rows(self.text_session.run(batch)[:, : self.dim])
         return vectors
 
     def _prepare(self, source: ImageSource) -> Float32[np.ndarray, "3 height width"] | _Unread:
@@ -277,7 +289,7 @@ class Embedder:
     ) -> Float32[np.ndarray, "item dim"]:
         if not pixels:
             return np.empty((0, self.dim), dtype=np.float32)
-        return unit_rows(self.image_session.run(np.stack(pixels)))
+        return unit_rows(self.image_session.run(np.stack(pixels))[:, : self.dim])
 
     def _open_once(self, file_name: str) -> TowerSession:
         with self._opening:
@@ -338,6 +350,16 @@ def _excerpt(text: str, *, from_end: bool = False) -> str:
     if len(text) <= 40:
         return repr(text)
     return repr(f"…{text[-40:]}" if from_end else f"{text[:40]}…")
+
+
+def _ready(model: str | os.PathLike[str]) -> Path:
+    """The runtime folder of a model; a checkpoint is converted at its first use."""
+    place = locate(model)
+    if (place / CONFIG_NAME).is_file():
+        return place
+    from twinlens.runtime.convert import ready_folder  # by now it may take a minute anyway
+
+    return ready_folder(model, say=logging.getLogger("twinlens").info)
 
 
 def _usable_cores() -> int:

@@ -21,7 +21,8 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="A built-in model's name or a model's folder. "
+        help="A built-in or pulled model's name, or a checkpoint or model folder; "
+        "NAME@256 keeps the first 256 numbers of each vector. "
         "[default: the index's own; mini for a new one]",
         show_default=False,
     ),

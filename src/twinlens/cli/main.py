@@ -17,11 +17,21 @@ from typer.core import TyperGroup
 
 from twinlens import __version__
 from twinlens.cli.console import note
+from twinlens.cli.convert_command import convert_command
 from twinlens.cli.index_command import index_command
+from twinlens.cli.models_command import models_command
+from twinlens.cli.pull_command import pull_command
 from twinlens.cli.search_command import QueryCommand, search_command
 from twinlens.errors import TwinlensError
 
 BROKEN_PIPE_EXIT_CODE = 141  # what a shell reports for any tool that SIGPIPE ended
+
+
+class _Notes(logging.Handler):
+    """What the library logs, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 class _Commands(TyperGroup):
@@ -55,6 +65,9 @@ app = typer.Typer(
 )
 app.command("index")(index_command)
 app.command("search", cls=QueryCommand)(search_command)
+app.command("convert")(convert_command)
+app.command("models")(models_command)
+app.command("pull")(pull_command)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -85,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A damaged photo is named once, by us; Pillow would add its own lines on the same.
         warnings.filterwarnings("ignore", module="PIL")
         logging.getLogger("PIL").setLevel(logging.CRITICAL)
+        # A checkpoint that a command is given is converted before its first use; people wait then.
+        logger = logging.getLogger("twinlens")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(_Notes())
         warnings.showwarning = lambda message, *_, **__: note(f"twinlens: {message}")
         app(
             args=list(sys.argv[1:] if arguments is None else arguments) or ["--help"],

@@ -8,11 +8,9 @@ so nobody ends a caption early by writing one; and characters that Unicode gaine
 
 import os
 import unicodedata
-from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Int64
-
+from twinlens.data.cleaning import Cleaning, clean
+from twinlens.data.framed import FramedTokenizer
 from twinlens.errors import ConfigError
 
 _LONGEST_WORD = 100  # characters; BERT gives up on longer ones
@@ -31,13 +29,22 @@ _CJK_RANGES = (
 )
 
 
-class WordPieceTokenizer:
+class WordPieceTokenizer(FramedTokenizer):
     """Texts in, padded token ids out; `context` counts [CLS] and [SEP] too.
 
+    `end_id` stands in for [SEP]: CLIPA, as open_clip has it, was trained without that token.
     Raises ConfigError for a vocabulary without the special tokens or an impossible context.
     """
 
-    def __init__(self, vocab_path: str | os.PathLike[str], context: int) -> None:
+    def __init__(
+        self,
+        vocab_path: str | os.PathLike[str],
+        context: int,
+        *,
+        pad_to_context: bool = False,
+        cleaning: Cleaning = "none",
+        end_id: int | None = None,
+    ) -> None:
         try:
             with open(vocab_path, encoding="utf-8") as file:
                 self._ids = {line.rstrip("\r\n"): number for number, line in enumerate(file)}
@@ -48,68 +55,36 @@ class WordPieceTokenizer:
         specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
         if missing := [token for token in specials if token not in self._ids]:
             raise ConfigError(f"{os.fspath(vocab_path)}: the vocabulary lacks {', '.join(missing)}")
-        if context < 3:
-            raise ConfigError(f"context {context}: [CLS], one token and [SEP] need at least 3")
-        self.context = context
-        self.pad_id, self._unknown_id, self._start_id, self._end_id = (
-            self._ids[token] for token in specials
+        pad_id, self._unknown_id, start_id, own_end_id = (self._ids[token] for token in specials)
+        super().__init__(
+            context=context,
+            pad_id=pad_id,
+            start_id=start_id,
+            end_id=own_end_id if end_id is None else end_id,
+            pad_to_context=pad_to_context,
         )
+        self.cleaning: Cleaning = cleaning
         self._pieces_of_word: dict[str, tuple[int, ...]] = {}
 
-    def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "item token"]:
-        """Ids of every text, cut to the context and padded to it."""
-        ids = self.pad([self.truncate(self.encode(text)) for text in texts])
-        room = self.context - ids.shape[1]
-        return np.pad(ids, ((0, 0), (0, room)), constant_values=self.pad_id)
+    @property
+    def size(self) -> int:
+        """Pieces in the vocabulary: ids are below it."""
+        return len(self._ids)
 
-    def encode(self, text: str) -> list[int]:
-        """All ids of a text between [CLS] and [SEP], however many they are."""
-        ids = [self._start_id]
-        for word in _words(text):
-            ids.extend(self._pieces(word))
-        ids.append(self._end_id)
-        return ids
-
-    def truncate(self, ids: list[int]) -> list[int]:
-        """At most `context` ids, the last of them still [SEP]."""
-        return ids if len(ids) <= self.context else [*ids[: self.context - 1], self._end_id]
-
-    def pad(self, pieces: Sequence[Sequence[int]]) -> Int64[np.ndarray, "item token"]:
-        """One row each, filled up with [PAD] to the longest."""
-        longest = max((len(ids) for ids in pieces), default=0)
-        padded = np.full((len(pieces), longest), self.pad_id, dtype=np.int64)
-        for row, ids in zip(padded, pieces, strict=True):
-            row[: len(ids)] = ids
-        return padded
-
-    def chunks(self, text: str) -> list[list[int]]:
-        """The whole text in parts of at most `context` ids, each between [CLS] and [SEP].
-
-        Parts end between words, except within a word that is longer than a part.
-        """
-        room = self.context - 2
-        parts: list[list[int]] = [[]]
-        for word in _words(text):
-            pieces = list(self._pieces(word))
-            if parts[-1] and len(parts[-1]) + len(pieces) > room:
-                parts.append([])
-            while len(pieces) > room:
-                parts[-1].extend(pieces[:room])
-                pieces = pieces[room:]
-                parts.append([])
-            parts[-1].extend(pieces)
-        return [[self._start_id, *part, self._end_id] for part in parts if part or len(parts) == 1]
+    def words(self, text: str) -> list[tuple[int, ...]]:
+        """The ids of each word of `text`, without [CLS] and [SEP]."""
+        if self.cleaning != "none":
+            text = clean(text, self.cleaning)
+        return [self._pieces(word) for word in _words(text)]
 
     def kept_text(self, text: str) -> str:
         """The beginning of `text`, as it was typed, whose words survive truncation whole."""
-        room = self.context - 2
-        kept_words = 0
-        for word in _words(text):
-            room -= len(self._pieces(word))
-            if room < 0:
-                break
-            kept_words += 1
-        else:
+        if self.cleaning != "none":
+            return super().kept_text(text)
+        # One character at a time makes a word here, so its place is found without searching.
+        words = self.words(text)
+        kept_words = self._words_that_fit(words)
+        if kept_words == len(words):
             return text
         words_begun, inside_word = 0, False
         for position, character in enumerate(text):

@@ -16,6 +16,7 @@ from twinlens.config import (
     BertTextConfig,
     ClipConfig,
     ClipTextConfig,
+    ConvNextConfig,
     EfficientNetLiteConfig,
     Projection,
     ResNetConfig,
@@ -23,6 +24,7 @@ from twinlens.config import (
 )
 from twinlens.errors import ConfigError
 from twinlens.model.image_conv import EfficientNetLiteTower
+from twinlens.model.image_convnext import ConvNextTower
 from twinlens.model.image_resnet import ResNetTower
 from twinlens.model.image_vit import VitTower
 from twinlens.model.text_bert import BertTextTower
@@ -30,7 +32,12 @@ from twinlens.model.text_clip import ClipTextTower
 
 
 def build_tower(
-    config: VitConfig | ResNetConfig | EfficientNetLiteConfig | ClipTextConfig | BertTextConfig,
+    config: VitConfig
+    | ResNetConfig
+    | ConvNextConfig
+    | EfficientNetLiteConfig
+    | ClipTextConfig
+    | BertTextConfig,
 ) -> nn.Module:
     """A tower with fresh random weights."""
     match config:
@@ -38,6 +45,8 @@ def build_tower(
             return VitTower(config)
         case ResNetConfig():
             return ResNetTower(config)
+        case ConvNextConfig():
+            return ConvNextTower(config)
         case EfficientNetLiteConfig():
             return EfficientNetLiteTower(config)
         case ClipTextConfig():
@@ -55,6 +64,10 @@ def build_projection(kind: Projection, width: int, dim: int) -> nn.Module:
             inner = (width + dim) // 2
             return nn.Sequential(
                 nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, dim, bias=False)
+            )
+        case "mlp_wide":
+            return nn.Sequential(
+                nn.Linear(width, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim, bias=False)
             )
         case "linear" | "linear_bias":
             linear = nn.Linear(width, dim, bias=kind == "linear_bias")

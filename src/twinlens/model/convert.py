@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from twinlens.model.convert_timm import convnext_weights, is_convnext
+
 # Not weights: constants that some exporters store among them.
 _CONSTANTS = re.compile(
     r"(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)"
@@ -121,7 +123,7 @@ def open_clip_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
         return _resnet_weights(ours)
     if "visual.trunk.pos_embed" in foreign:
         return _timm_weights(ours)
-    return ours
+    return convnext_weights(ours) if is_convnext(foreign) else ours
 
 
 def _resnet_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:

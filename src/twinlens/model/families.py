@@ -15,12 +15,15 @@ from torch import Tensor
 from twinlens.config import Activation
 from twinlens.errors import CheckpointMismatch, ConfigError
 from twinlens.model.convert import open_clip_weights, open_clip_xlm_roberta_weights
+from twinlens.model.convert_timm import TRUNK
+from twinlens.model.families_timm import timm_tower, unsupported
 
 Family = Literal[
     "openai", "open_clip", "clip", "siglip", "metaclip_2", "chinese_clip", "big_vision"
 ]
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_IMAGE_SIZE = 224  # where its configuration is silent (model.py, CLIPVisionCfg)
 HEAD_WIDTH = 64  # of every OpenAI tower (clip/model.py, build_model)
 
 
@@ -97,6 +100,12 @@ def openai_towers(
     notes: list[str],
 ) -> Towers:
     """OpenAI's rules for a state dict with no configuration: heads of 64, quick-GELU."""
+    if any(name.startswith(TRUNK) for name in foreign):
+        raise ConfigError(
+            f"{weights} has an image tower of timm's but no {OPEN_CLIP_CONFIG} beside it, without "
+            f"which its text tower cannot be understood: copy that file from where the weights "
+            f"came from."
+        )
     # Their archives hold these numbers, and half precision everywhere but in the norms.
     typed = {"input_resolution", "context_length"} <= foreign.keys()
     matrix = foreign.get("transformer.resblocks.0.mlp.c_fc.weight")
@@ -153,11 +162,8 @@ def open_clip_towers(
                 f"{weights}: OpenCLIP's option {key} ({section[key]!r}) is not supported."
             )
     timm = vision.get("timm_model_name")
-    if timm and "visual.trunk.attn_pool.latent" not in foreign:
-        raise ConfigError(
-            f"{weights}: the image tower {timm!r} is not supported (of timm's, SigLIP's with "
-            f"pooling by attention are)."
-        )
+    if timm and (reason := unsupported(foreign, vision.get("timm_pool", "avg"))):
+        raise ConfigError(f"{weights}: the image tower {timm!r} is not supported ({reason}).")
     towers = Towers(
         vision_activation=_open_clip_activation(model, vision),
         vision_eps=_eps(vision),
@@ -171,11 +177,12 @@ def open_clip_towers(
             towers, vision_heads=vision.get("width", 64) * 32 // vision.get("head_width", 64)
         )
     if timm:
+        tower = timm_tower(timm)
         towers = replace(
             towers,
-            vision_heads=_timm_heads(timm),
-            vision_activation="gelu_tanh" if _timm_is_tanh(timm) else "gelu",
-            vision_eps=1e-6,
+            vision_heads=tower.heads,
+            vision_activation=tower.activation,
+            vision_eps=tower.eps,
         )
     if hugging_face := text.get("hf_model_name"):
         return open_clip_xlm_roberta_weights(foreign), _with_roberta(
@@ -212,32 +219,6 @@ def _square(size: Any, weights: Path) -> int | None:
             raise ConfigError(f"{weights}: pictures of {size} px are not square: not supported.")
         return int(size[0])
     return None if size is None else int(size)
-
-
-# timm's vision_transformer.py: heads by size, and the SigLIP names built with tanh-GELU.
-_TIMM_HEADS = {
-    "tiny": 3,
-    "small": 6,
-    "base": 12,
-    "large": 16,
-    "so400m": 16,
-    "giantopt": 16,
-}
-_TIMM_TANH = (
-    "vit_base_patch32_siglip_256",
-    "vit_large_patch16_siglip_512",
-    "vit_so400m_patch16_siglip",
-    "vit_giantopt_patch16_siglip",
-)
-
-
-def _timm_heads(name: str) -> int | None:
-    size = name.removeprefix("vit_").partition("_")[0]
-    return _TIMM_HEADS.get(size)
-
-
-def _timm_is_tanh(name: str) -> bool:
-    return name.startswith(_TIMM_TANH)
 
 
 # Hugging Face text towers that OpenCLIP's published models name: heads. All are RoBERTas, with

@@ -19,6 +19,7 @@ from twinlens.config import (
     BertTextConfig,
     ClipConfig,
     ClipTextConfig,
+    ConvNextConfig,
     Projection,
     ResNetConfig,
     VitConfig,
@@ -29,6 +30,7 @@ from twinlens.model.convert import big_vision_weights, open_clip_weights, transf
 from twinlens.model.families import (
     HEAD_WIDTH,
     OPEN_CLIP_CONFIG,
+    OPEN_CLIP_IMAGE_SIZE,
     Family,
     Towers,
     big_vision_towers,
@@ -68,11 +70,13 @@ def read_published(
     text_heads: int | None = None,
     activation: Activation | None = None,
     image_size: int | None = None,
+    heads_needed: bool = True,
 ) -> Published:
     """Read a weights file or a checkpoint folder of any published format.
 
     The keywords say what the files do not, or overrule what they do; another `image_size`
-    interpolates the position embeddings.
+    interpolates the position embeddings. Without `heads_needed` unknown heads become 1, for a
+    caller that only asks about inputs.
 
     Raises CheckpointMismatch for weights that are damaged, foreign or contradict what is
     declared, and ConfigError for what cannot be known or is not supported.
@@ -100,10 +104,17 @@ def read_published(
     given: dict[str, Any] = {"vision_heads": vision_heads, "text_heads": text_heads}
     given |= {"vision_activation": activation, "text_activation": activation}
     towers = replace(towers, **{name: value for name, value in given.items() if value is not None})
+    if not heads_needed:
+        towers = replace(
+            towers, vision_heads=towers.vision_heads or 1, text_heads=towers.text_heads or 1
+        )
     config = _config(ours, towers, weights)
     if image_size is not None and image_size != config.image.image_size:
-        config, ours = resize_image_positions(config, ours, image_size)
-        notes.append(f"{weights.name}: position embeddings interpolated to {image_size} px.")
+        if isinstance(config.image, ConvNextConfig):  # no weight depends on it
+            config = replace(config, image=replace(config.image, image_size=image_size))
+        else:
+            config, ours = resize_image_positions(config, ours, image_size)
+            notes.append(f"{weights.name}: position embeddings interpolated to {image_size} px.")
     if isinstance(config.text, BertTextConfig):
         # Later positions are never asked for.
         ours["text_tower.position"] = ours["text_tower.position"][: config.text.context]
@@ -196,7 +207,7 @@ def _config(ours: Mapping[str, Tensor], towers: Towers, weights: Path) -> ClipCo
 
 def _projection(ours: Mapping[str, Tensor], side: str) -> Projection:
     if f"{side}_projection.2.weight" in ours:
-        return "mlp"
+        return "mlp_wide" if f"{side}_projection.0.bias" in ours else "mlp"
     if f"{side}_projection.weight" not in ours:
         return "none"
     return "linear_bias" if f"{side}_projection.bias" in ours else "linear"
@@ -204,9 +215,11 @@ def _projection(ours: Mapping[str, Tensor], side: str) -> Projection:
 
 def _image_config(
     ours: Mapping[str, Tensor], towers: Towers, weights: Path
-) -> VitConfig | ResNetConfig:
+) -> VitConfig | ResNetConfig | ConvNextConfig:
     if "image_tower.pool.position" in ours:
         return _resnet_config(ours, towers, weights)
+    if "image_tower.downsamples.0.conv.weight" in ours:
+        return _convnext_config(ours, towers, weights)
     width = _need(ours, "image_tower.patch.weight", 0, weights)
     patch = _need(ours, "image_tower.patch.weight", 3, weights)
     has_query = "image_tower.query_pool.query" in ours
@@ -234,13 +247,27 @@ def _image_config(
     )
 
 
+def _convnext_config(ours: Mapping[str, Tensor], towers: Towers, weights: Path) -> ConvNextConfig:
+    stages = [f"image_tower.stages.{stage}." for stage in range(4)]
+    widths = [_need(ours, f"{stage}0.layer_scale", 0, weights) for stage in stages]
+    blocks = [_blocks(ours, stage) for stage in stages]
+    return ConvNextConfig(
+        image_size=towers.image_size or OPEN_CLIP_IMAGE_SIZE,
+        widths=(widths[0], widths[1], widths[2], widths[3]),
+        layers=(blocks[0], blocks[1], blocks[2], blocks[3]),
+        layer_norm_eps=towers.vision_eps,
+    )
+
+
+def _blocks(ours: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow a prefix."""
+    return len({n.removeprefix(prefix).split(".")[0] for n in ours if n.startswith(prefix)})
+
+
 def _resnet_config(ours: Mapping[str, Tensor], towers: Towers, weights: Path) -> ResNetConfig:
     width = _need(ours, "image_tower.stem.2.conv.weight", 0, weights)
     grid = _grid(_need(ours, "image_tower.pool.position", 0, weights) - 1, weights)
-    blocks = [
-        len({n.split(".")[3] for n in ours if n.startswith(f"image_tower.stages.{stage}.")})
-        for stage in range(4)
-    ]
+    blocks = [_blocks(ours, f"image_tower.stages.{stage}.") for stage in range(4)]
     return ResNetConfig(
         image_size=towers.image_size or grid * 32,
         stem_width=width,

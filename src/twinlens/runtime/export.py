@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from twinlens.model.clip import Clip
+from twinlens.runtime.verify import Tower
 
 OPSET = 17
 
@@ -57,8 +59,13 @@ def export_module(
         )
 
 
-def export_towers(model: Clip, image_path: Path, text_path: Path) -> None:
-    """Write both towers, projections included: pixels or ids in, raw embeddings out."""
+def export_towers(
+    model: Clip, image_path: Path, text_path: Path, *, context: int | None = None
+) -> None:
+    """Write both towers, projections included: pixels or ids in, raw embeddings out.
+
+    `context` is the number of tokens traced; a tower that sees its padding needs its own.
+    """
     size = model.config.image.image_size
     model = model.eval().cpu()
     export_module(
@@ -71,9 +78,19 @@ def export_towers(model: Clip, image_path: Path, text_path: Path) -> None:
     )
     export_module(
         _Side(model, model.encode_text),
-        torch.ones(2, 7, dtype=torch.int64),
+        torch.ones(2, context or 7, dtype=torch.int64),
         text_path,
         input_name="token_ids",
         output_names=["embeddings"],
         free_axes={0: "batch", 1: "token"},
     )
+
+
+def torch_tower(encode: Callable[[Tensor], Tensor]) -> Tower:
+    """One `encode_...` method on arrays instead of tensors."""
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return encode(torch.from_numpy(batch)).float().cpu().numpy()
+
+    return run

@@ -6,14 +6,17 @@ tokenizer's files. Needs no PyTorch.
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from twinlens.config import JsonConfig
 from twinlens.data.preprocess import Preprocess
-from twinlens.data.tokenizer import TokenizerConfig
+from twinlens.data.tokenizer import TokenizerConfig, tokenizer_files
 from twinlens.errors import CheckpointMismatch, ModelNotFound
+from twinlens.hub.cache import pulled_folder
+from twinlens.hub.registry import find_published
 
 CONFIG_NAME = "model.json"
 BUILT_IN = Path(__file__).parent.parent / "models"
@@ -40,18 +43,53 @@ class RuntimeConfig(JsonConfig):
     logit_scale: float  # already exponentiated
     logit_bias: float | None = None
     image_query_weight: float = 1.0
+    precision: Literal["fp32", "fp16", "int8"] = "int8"
+    # Of both towers, written at conversion: gigabytes need not be hashed at every start.
+    fingerprint: str | None = None
 
 
-def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder of a built-in model or of a path. Raises ModelNotFound."""
-    for folder in (Path(name_or_path), BUILT_IN / Path(name_or_path).name):
-        if (folder / CONFIG_NAME).is_file():
-            return folder
-    built_in = sorted(path.parent.name for path in BUILT_IN.glob(f"*/{CONFIG_NAME}"))
+def locate(name_or_path: str | os.PathLike[str]) -> Path:
+    """Where a model is: the built-in one of that name, else a path, else a pulled model.
+
+    A folder that happens to be called like a built-in model is found as `./mini`.
+
+    Raises ModelNotFound, which says how to get the model if the name is a published one.
+    """
+    name = os.fspath(name_or_path)
+    built_in = BUILT_IN / name
+    if Path(name).name == name and (built_in / CONFIG_NAME).is_file():
+        return built_in
+    path = Path(os.path.expanduser(name))
+    if path.exists():
+        return path
+    if (pulled := pulled_folder(name)) is not None:
+        return pulled
+    known = ", ".join(sorted(place.parent.name for place in BUILT_IN.glob(f"*/{CONFIG_NAME}")))
+    if (published := find_published(name)) is not None:
+        raise ModelNotFound(
+            f"The model {published.name} is not on this machine yet. Fetch it: "
+            f"`twinlens pull {published.name}`."
+        )
     raise ModelNotFound(
-        f"{os.fspath(name_or_path)!r} is neither a built-in model ({', '.join(built_in)}) "
-        f"nor a folder with a {CONFIG_NAME}."
+        f"{name!r} is neither a built-in model ({known}), nor one that was pulled, nor a file or "
+        f"folder. `twinlens models` lists the known ones."
     )
+
+
+def lasting_name(name_or_path: str | os.PathLike[str]) -> str:
+    """What finds the same model again from anywhere: a path becomes absolute."""
+    name, dim = split_dim(name_or_path)
+    suffix = "" if dim is None else f"@{dim}"
+    path = Path(os.path.expanduser(name))
+    return (os.path.abspath(path) if path.exists() else name) + suffix
+
+
+def split_dim(name_or_path: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """`NAME@256` as the name and the number of leading dimensions to keep."""
+    name = os.fspath(name_or_path)
+    if (found := re.fullmatch(r"(.+)@(\d+)", name)) and not os.path.exists(name):
+        return found[1], int(found[2])
+    return name, None
 
 
 def load_runtime_config(folder: Path) -> RuntimeConfig:
@@ -65,9 +103,10 @@ def model_identity(folder: Path, config: RuntimeConfig) -> str:
     Hashing 28 MB takes about 30 ms, so an index can afford to check it every time.
     """
     digest = hashlib.blake2b(digest_size=6)
-    for name in (config.image_file, config.text_file, config.tokenizer.file):
-        if name is not None:
-            digest.update(read_model_file(folder / name))
+    towers = () if config.fingerprint else (config.image_file, config.text_file)
+    digest.update((config.fingerprint or "").encode())
+    for name in (*towers, *tokenizer_files(config.tokenizer)):
+        digest.update(read_model_file(folder / name))
     digest.update(repr(config.preprocess).encode())
     return f"{config.name}-{config.version}:{digest.hexdigest()}"
 

@@ -152,7 +152,7 @@ def open_photos(
     Raises IndexModelMismatch when `model` is not what the index was made with.
     """
     from twinlens import embed  # by module, so that a test can put a fake in its place
-    from twinlens.runtime.folder import CONFIG_NAME, DEFAULT_MODEL
+    from twinlens.runtime.folder import DEFAULT_MODEL, lasting_name
 
     folder = Path(os.path.expanduser(folder))
     _check_folder(folder)
@@ -176,9 +176,7 @@ def open_photos(
         )
     embedder = embed.Embedder(model, threads=threads, max_megapixels=max_megapixels)
     # A model's own name need not find it again; what was typed does, from anywhere.
-    is_folder = os.path.isfile(os.path.join(model, CONFIG_NAME))
-    name = os.path.abspath(model) if is_folder else os.fspath(model)
-    record = ModelRecord(model_id=embedder.model_id, name=name, dim=embedder.dim)
+    record = ModelRecord(model_id=embedder.model_id, name=lasting_name(model), dim=embedder.dim)
     if stored is not None and rebuild:
         stored.close()
         stored = None

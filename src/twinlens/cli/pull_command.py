@@ -1,0 +1,126 @@
+"""`twinlens pull NAME`: bring a published model's files to this machine."""
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twinlens.cli.console import note, printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def pull_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A name from `twinlens models`, OpenCLIP's name for it, or "
+            "hf:owner/repo[@revision] for any repository on the hub.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where to put the files. [default: the user's cache, or TWINLENS_CACHE]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was pulled as JSON, to stdout.")
+    ] = False,
+) -> None:
+    """Download a published model and print its folder.
+
+    Every file is checked against its published checksum. Stop it at any moment: the same
+    command continues where it broke off. HF_ENDPOINT names another hub, HF_TOKEN opens
+    models whose licence you have accepted.
+
+    \b
+      twinlens pull openai/vit-b-32
+      twinlens pull hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K --to models/laion
+    """
+    from twinlens.hub.cache import read_manifest
+    from twinlens.hub.download import readable
+    from twinlens.hub.pull import pull
+
+    started = time.monotonic()
+    with _Bar() as bar:
+        try:
+            folder = pull(
+                name,
+                to,
+                progress=bar.update,
+                on_wait=lambda: note("another pull of this model is running; waiting for it"),
+            )
+        except KeyboardInterrupt as error:
+            bar.close()
+            note("stopped; what was fetched is kept; run the same command to continue")
+            raise typer.Exit(130) from error
+    manifest: dict[str, Any] = read_manifest(folder) or {}
+    files = manifest.get("files", {})
+    if as_json:
+        print(json.dumps({"folder": str(folder), **manifest}, indent=2))
+    else:
+        print(printable(str(folder)))
+    size = readable(sum(file["size_bytes"] for file in files.values()))
+    took = f"in {time.monotonic() - started:.1f} s" if bar.moved else "it was here already"
+    note(f"pulled {manifest.get('name', name)}: {len(files)} files, {size}, {took}")
+    if licence := manifest.get("licence"):
+        note(f"licence: {licence}")
+    if manifest.get("format") != "twinlens":
+        note(f"next: {convert_line(folder, manifest.get('name', name))}")
+
+
+def convert_line(folder: Path, name: str) -> str:
+    """The command that makes a pulled model fast, to be pasted into a shell."""
+    short = name.removeprefix("hf:").partition("@")[0].replace("/", "-").lower()
+    return shlex.join(["twinlens", "convert", str(folder), short])
+
+
+class _Bar:
+    """A progress bar in bytes, on a terminal only; it appears with the first of them."""
+
+    def __init__(self) -> None:
+        self.moved = False
+        self._visible = sys.stderr.isatty()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, done_bytes: int, total_bytes: int | None) -> None:
+        self.moved = True
+        if not self._visible:
+            return
+        if self._progress is None or self._task is None:
+            from rich import progress
+            from rich.console import Console
+
+            self._progress = progress.Progress(
+                progress.TextColumn("pulling"),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=total_bytes)
+            self._progress.start()
+        self._progress.update(self._task, completed=done_bytes, total=total_bytes)
