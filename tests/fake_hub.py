@@ -4,6 +4,7 @@ Serves `repos` as the Hugging Face hub does (file lists, resolve, ranges, ETags)
 answers can be replaced: `hub.next["model.bin"] = [drop_after(1000), ...]`.
 """
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -18,17 +19,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """`with FakeHub() as hub:`; `hub.url` goes into HF_ENDPOINT."""
 
-    def __init__(self):
+    def __init__(self, tls=None):
         self.repos = {}  # owner/name -> {path: bytes}
         self.next = {}  # file name -> answers to give before the ordinary ones
         self.requests = []  # (path, headers) of each
         self.small = set()  # files that the list gives no SHA-256 of, as for those not in LFS
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self):
         self._thread.start()
@@ -74,10 +78,8 @@ def _handler(hub):
                 found = json.dumps(hub.listing(repo)).encode() if repo in hub.repos else None
             else:
                 found = next((files[name] for files in hub.repos.values() if name in files), None)
-            try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a killed client
                 answer(self, found)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the client was killed
 
         def log_message(self, *_):
             pass

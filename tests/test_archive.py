@@ -156,6 +156,7 @@ def test_of_a_training_checkpoint_only_the_weights_are_read(tmp_path, key):
     wrapped = {f"module._orig_mod.{name}": value for name, value in model.state_dict().items()}
     checkpoint = {
         "epoch": 3,
+        "model": {"name": "ViT-B-32"},
         "metrics": [{"loss": 0.5}],
         "random": np.float64(0.25),
         "ema_state_dict": {"weight": torch.zeros(3, 2)},
@@ -164,6 +165,13 @@ def test_of_a_training_checkpoint_only_the_weights_are_read(tmp_path, key):
     }
     torch.save(checkpoint, tmp_path / "epoch_3.pt")
     assert_same(read_tensors(tmp_path / "epoch_3.pt"), model.state_dict())
+
+
+def test_wrappers_within_wrappers_are_unwrapped(tmp_path):
+    torch.save({"model": {"state_dict": {"a": torch.ones(1)}}}, tmp_path / "a.pt")
+    assert read_tensors(tmp_path / "a.pt").keys() == {"a"}
+    torch.save({"model": {"name": "small"}, "a": torch.ones(1)}, tmp_path / "b.pt")
+    assert read_tensors(tmp_path / "b.pt").keys() == {"a"}
 
 
 def test_parameters_with_gradients_and_pickled_metadata_are_read(tmp_path):
@@ -221,7 +229,6 @@ def test_the_index_of_a_sharded_checkpoint_reads_all_shards(tmp_path, suffix):
         places |= dict.fromkeys(tensors, name)
     index = tmp_path / f"model.{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 24}, "weight_map": places}))
-    assert find_weights(tmp_path) == index if suffix == "safetensors" else True
     assert_same(read_tensors(index), shards[0] | shards[1])
 
     (tmp_path / f"model-1.{suffix}").unlink()

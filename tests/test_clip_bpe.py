@@ -10,7 +10,7 @@ import ftfy
 import numpy as np
 import pytest
 
-from twinlens.data.cleaning import clean
+from twinlens.data.cleaning import Cleaning, clean
 from twinlens.data.clip_bpe import (
     ClipBpeTokenizer,
     Specials,
@@ -29,12 +29,12 @@ def clip() -> ClipBpeTokenizer:
     return ClipBpeTokenizer(clip_vocabulary())
 
 
-def tokenizer(context: int, specials: Specials, cleaning: str = "clip") -> ClipBpeTokenizer:
+def tokenizer(context: int, specials: Specials, cleaning: Cleaning = "clip") -> ClipBpeTokenizer:
     return ClipBpeTokenizer(
         clip_vocabulary(),
         context,
         specials=specials,
-        cleaning=cleaning,  # type: ignore[arg-type]
+        cleaning=cleaning,
     )
 
 
@@ -214,7 +214,7 @@ def test_stored_texts_give_each_references_ids(
     array: str,
     context: int,
     specials: Specials,
-    cleaning: str,
+    cleaning: Cleaning,
 ) -> None:
     ids = tokenizer(context, specials, cleaning)(texts)
     assert len(texts) >= 300

@@ -50,3 +50,15 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
         exec(block, names)
     assert "sea.png" in capsys.readouterr().out
     assert names["cosines"].shape == (2, 2)
+
+
+def test_the_python_about_published_models_runs(own_folder, capsys):
+    import twinlens
+
+    names = {"checkpoint": own_folder, "photo": twinlens.SAMPLES / "plasma_dog.jpg"}
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL
+    )
+    exec(block, names)
+    assert names["logits"].shape == (1, 2) and names["hidden"].shape == (2, 12, 16)
+    assert capsys.readouterr().out.endswith("None\n")

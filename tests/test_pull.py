@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-import fake_hub
 import pytest
-from fake_hub import FakeHub, drop_after, redirect, status
 
+import fake_hub
+from fake_hub import FakeHub, drop_after, redirect, status
 from twinlens.errors import CheckpointMismatch, ConfigError, ModelNotFound, TwinlensError
 from twinlens.hub import cache, connection, download, pull
 from twinlens.hub.registry import PublishedModel

@@ -62,6 +62,7 @@ if importlib.util.find_spec("torchvision") is None:
 import timm  # noqa: E402
 import transformers  # noqa: E402
 from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
+
 from random_weights import fill, uniform  # noqa: E402
 
 TEXT = {"context_length": 9, "vocab_size": 99, "width": 24, "heads": 3, "layers": 2}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinlens.cli.console import note, printable
-from twinlens.cli.pull_command import convert_line
+from twinlens.cli.pull_command import search_line
 
 if TYPE_CHECKING:
     from twinlens.hub.registry import PublishedModel
@@ -22,7 +22,7 @@ def models_command(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILTER]",
+            metavar="[FILTER]...",
             help="Words to look for in names and families; or one whole name, for all that is "
             "known about that model.",
             show_default=False,
@@ -203,7 +203,7 @@ def _card(model: "PublishedModel") -> Iterator[str]:
 
 def _next(model: "PublishedModel", folder: Path | None) -> str:
     if folder is not None:
-        return convert_line(folder, model.name)
+        return search_line(model.name)
     if model.supported:
         return f"twinlens pull {model.name}"
     return f"twinlens pull hf:{model.repo} (only the files)"
@@ -231,7 +231,7 @@ def _millions(parameters: float | None) -> str:
     return "" if parameters is None else f"{parameters:,.0f}M"
 
 
-def _or_blank(value: float | None) -> str:
+def _or_blank(value: int | float | None) -> str:
     return "" if value is None else str(value)
 
 

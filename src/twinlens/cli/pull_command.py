@@ -45,7 +45,7 @@ def pull_command(
 
     \b
       twinlens pull openai/vit-b-32
-      twinlens pull hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K --to models/laion
+      twinlens pull hf:openai/clip-vit-base-patch32 --to models/clip
     """
     from twinlens.hub.cache import read_manifest
     from twinlens.hub.download import readable
@@ -75,14 +75,12 @@ def pull_command(
     note(f"pulled {manifest.get('name', name)}: {len(files)} files, {size}, {took}")
     if licence := manifest.get("licence"):
         note(f"licence: {licence}")
-    if manifest.get("format") != "twinlens":
-        note(f"next: {convert_line(folder, manifest.get('name', name))}")
+    note(f"next: {search_line(manifest.get('name', name) if to is None else str(folder))}")
 
 
-def convert_line(folder: Path, name: str) -> str:
-    """The command that makes a pulled model fast, to be pasted into a shell."""
-    short = name.removeprefix("hf:").partition("@")[0].replace("/", "-").lower()
-    return shlex.join(["twinlens", "convert", str(folder), short])
+def search_line(model: str) -> str:
+    """A command that uses a model that is here, to be pasted into a shell."""
+    return f'twinlens search photos/ "a red bicycle" --model {shlex.quote(model)}'
 
 
 class _Bar:

@@ -118,9 +118,9 @@ def _filter(
     num_pixels: int, resized: int, first: int, end: int, interpolation: Interpolation
 ) -> _Filter:
     """Results `first` to `end` of a side of `num_pixels` that becomes `resized` pixels."""
-    every = np.arange(resized)
-    if resized > 2 * _OUTPUTS_LOOKED_AT:
-        every = np.concatenate([every[:_OUTPUTS_LOOKED_AT], every[-_OUTPUTS_LOOKED_AT:]])
+    head = min(_OUTPUTS_LOOKED_AT, resized)
+    tail = max(head, resized - _OUTPUTS_LOOKED_AT)
+    every = np.concatenate([np.arange(head), np.arange(tail, resized)])
     largest = _weights(num_pixels, resized, every, interpolation)[2].max()
     precision = 0  # as many bits as the largest weight leaves room for in 16
     while precision < 22 and int(0.5 + largest * 2 ** (precision + 1)) < 2**15:
@@ -178,8 +178,8 @@ def _weights(
 def _nearest(num_pixels: int, resized: int) -> Int64[np.ndarray, " output"]:
     """For every pixel of the result the one it copies; PyTorch's "nearest-exact".
 
-    In float32 with one rounding, as with PyTorch's fused multiply-add: on a processor
-    without it some ties between two pixels go the other way.
+    In float32 with one rounding, as by a fused multiply-add. Where a middle falls between two
+    pixels PyTorch's own choice differs with the processor, and ours may.
     """
     scale = np.float64(np.float32(num_pixels) / np.float32(resized))
     places = (scale * (np.arange(resized) + 0.5) - 0.5).astype(np.float32)

@@ -314,6 +314,8 @@ def _open_clip_options(folder: Path, text_cfg: Mapping[str, Any]) -> tuple[Clean
     options = {k: v for k, v in (text_cfg.get("tokenizer_kwargs") or {}).items() if v is not None}
     clean = options.pop("clean", None)
     without_end = bool(options.pop("strip_sep_token", False))
+    if (mode := text_cfg.get("tokenizer_mode")) is not None:
+        options["tokenizer_mode"] = mode  # CLIPS adds a class token of its own
     if clean is not None and clean not in _OPEN_CLIP_CLEANINGS:
         options["clean"] = clean
     if unknown := {key: value for key, value in options.items() if value}:

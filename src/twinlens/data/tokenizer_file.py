@@ -46,7 +46,8 @@ class TokenizerDefinition:
     def largest_id(self) -> int:
         """The largest id that a text can have; unused special tokens do not count."""
         frame = {*self.start_ids, *self.end_ids}
-        return max(i for i in self.ids.values() if i not in self.special_ids or i in frame)
+        known = (i for i in self.ids.values() if i not in self.special_ids or i in frame)
+        return max(known, default=0)
 
 
 def read_definition(path: Path) -> TokenizerDefinition:

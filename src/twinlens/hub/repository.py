@@ -174,6 +174,8 @@ def _big_vision(files: dict[str, RemoteFile]) -> list[str]:
 
 def _single(files: dict[str, RemoteFile]) -> list[str]:
     weights = [name for name in files if name.endswith(SINGLE_WEIGHTS)]
+    if any(SHARD.fullmatch(name) for name in weights):
+        return []  # a part of a model is none
     return [*_tokenizer(files), *weights] if len(weights) == 1 else []
 
 

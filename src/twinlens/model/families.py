@@ -13,9 +13,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from twinlens.config import Activation
-from twinlens.errors import CheckpointMismatch, ConfigError
+from twinlens.errors import ConfigError
 from twinlens.model.convert import open_clip_weights, open_clip_xlm_roberta_weights
-from twinlens.model.convert_timm import TRUNK
 from twinlens.model.families_timm import timm_tower, unsupported
 
 Family = Literal[
@@ -100,12 +99,6 @@ def openai_towers(
     notes: list[str],
 ) -> Towers:
     """OpenAI's rules for a state dict with no configuration: heads of 64, quick-GELU."""
-    if any(name.startswith(TRUNK) for name in foreign):
-        raise ConfigError(
-            f"{weights} has an image tower of timm's but no {OPEN_CLIP_CONFIG} beside it, without "
-            f"which its text tower cannot be understood: copy that file from where the weights "
-            f"came from."
-        )
     # Their archives hold these numbers, and half precision everywhere but in the norms.
     typed = {"input_resolution", "context_length"} <= foreign.keys()
     matrix = foreign.get("transformer.resblocks.0.mlp.c_fc.weight")
@@ -151,24 +144,25 @@ def open_clip_towers(
     for section, key, plain in (
         (vision, "attentional_pool", False),
         (vision, "ls_init_value", None),
-        (vision, "pos_embed_type", "learnable"),
         (vision, "qk_norm", False),
         (text, "ls_init_value", None),
         (text, "embed_cls", False),
-        (text, "final_ln_after_pool", False),
     ):
-        if section.get(key, plain) != plain and key != "pos_embed_type":
+        if section.get(key, plain) != plain:
             raise ConfigError(
                 f"{weights}: OpenCLIP's option {key} ({section[key]!r}) is not supported."
             )
     timm = vision.get("timm_model_name")
     if timm and (reason := unsupported(foreign, vision.get("timm_pool", "avg"))):
         raise ConfigError(f"{weights}: the image tower {timm!r} is not supported ({reason}).")
+    vision_pool = vision.get("pool_type", "tok")
+    if vision_pool not in ("tok", "avg"):
+        raise ConfigError(f"{weights}: image pooling {vision_pool!r} is not supported.")
     towers = Towers(
         vision_activation=_open_clip_activation(model, vision),
         vision_eps=_eps(vision),
         image_size=_square(vision.get("image_size"), weights),
-        vision_pool="mean" if vision.get("pool_type") == "avg" else "class",
+        vision_pool="mean" if vision_pool == "avg" else "class",
         norm_after_pool=vision.get("final_ln_after_pool", False),
         vision_heads=vision.get("width", 768) // vision.get("head_width", 64),
     )
@@ -185,9 +179,8 @@ def open_clip_towers(
             vision_eps=tower.eps,
         )
     if hugging_face := text.get("hf_model_name"):
-        return open_clip_xlm_roberta_weights(foreign), _with_roberta(
-            towers, hugging_face, text, weights
-        )
+        towers = _with_roberta(towers, hugging_face, text, weights)
+        return open_clip_xlm_roberta_weights(foreign), towers
     pool = text.get("pool_type", "argmax")
     if pool not in ("argmax", "eos", "last"):
         raise ConfigError(f"{weights}: text pooling {pool!r} is not supported.")
@@ -301,7 +294,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def _sections(declared: Mapping[str, Any], weights: Path) -> tuple[Family, dict[str, Any], Any]:
+def sections_of(declared: Mapping[str, Any], weights: Path) -> tuple[Family, dict[str, Any], Any]:
     """Family, vision and text section of a config.json, completed as transformers does."""
     kind = declared.get("model_type")
     if kind == "siglip2":
@@ -315,18 +308,20 @@ def _sections(declared: Mapping[str, Any], weights: Path) -> tuple[Family, dict[
             f"{', '.join(_TRANSFORMERS)}."
         )
     family, vision, text = _TRANSFORMERS[kind]
-    # Old files keep what counts under "..._config_dict".
-    for side in ("vision_config", "text_config"):
-        given = {**(declared.get(side) or {}), **(declared.get(f"{side}_dict") or {})}
-        if side == "vision_config":
-            vision = {**vision, **given}
-        else:
-            text = {**text, **given}
-    return family, vision, text
+    return family, _completed(declared, "vision", vision), _completed(declared, "text", text)
+
+
+def _completed(
+    declared: Mapping[str, Any], side: str, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One section. In old files "..._config_dict" is what counts, and its gaps are defaults."""
+    section = declared.get(f"{side}_config") or {}
+    old = declared.get(f"{side}_config_dict")
+    return {**defaults, **section} if old is None else {**section, **defaults, **old}
 
 
 def transformers_towers(declared: dict[str, Any], weights: Path) -> tuple[Family, Towers]:
-    family, vision, text = _sections(declared, weights)
+    family, vision, text = sections_of(declared, weights)
     for section in (vision, text):
         if section["hidden_act"] not in _ACTIVATIONS:
             raise ConfigError(
@@ -352,23 +347,3 @@ def transformers_towers(declared: dict[str, Any], weights: Path) -> tuple[Family
     if eos == 2 and family == "clip":
         return family, towers
     return family, replace(towers, text_pool="eos", eos_id=eos)
-
-
-def check_declared(declared: Mapping[str, Any], ours: Mapping[str, Tensor], weights: Path) -> None:
-    """Refuse a config.json that describes other weights than these."""
-    _, vision, text = _sections(declared, weights)
-    for side, section in (("image", vision), ("text", text)):
-        found = {
-            "hidden_size": shape_of(ours, f"{side}_tower.final_norm.weight", 0)
-            or shape_of(ours, f"{side}_tower.embedding_norm.weight", 0),
-            "intermediate_size": shape_of(ours, f"{side}_tower.blocks.0.mlp.0.weight", 0),
-            "num_hidden_layers": layers_of(ours, side) or None,
-            "patch_size": shape_of(ours, f"{side}_tower.patch.weight", 2),
-            "vocab_size": shape_of(ours, f"{side}_tower.token.weight", 0),
-        }
-        for key, value in found.items():
-            if value is not None and section.get(key, value) != value:
-                raise CheckpointMismatch(
-                    f"{weights} does not belong to the config.json beside it, which says {side} "
-                    f"{key} {section[key]}: the weights have {value}."
-                )

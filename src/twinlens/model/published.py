@@ -27,6 +27,12 @@ from twinlens.config import (
 from twinlens.errors import CheckpointMismatch, ConfigError
 from twinlens.model.archive import find_weights, read_tensors
 from twinlens.model.convert import big_vision_weights, open_clip_weights, transformers_weights
+from twinlens.model.declared import (
+    check_lone,
+    check_open_clip,
+    check_transformers,
+    check_whole,
+)
 from twinlens.model.families import (
     HEAD_WIDTH,
     OPEN_CLIP_CONFIG,
@@ -34,7 +40,6 @@ from twinlens.model.families import (
     Family,
     Towers,
     big_vision_towers,
-    check_declared,
     layers_of,
     open_clip_config,
     open_clip_towers,
@@ -91,16 +96,19 @@ def read_published(
     elif family == "open_clip":
         declared, folder = open_clip_config(weights, folder, notes)
         if declared:
-            ours, towers = open_clip_towers(foreign, declared.get("model_cfg", declared), weights)
+            model = declared.get("model_cfg", declared)
+            ours, towers = open_clip_towers(foreign, model, weights)
+            check_open_clip(model, ours, weights)
         else:
             family = "openai"
+            check_lone(foreign, weights)
             ours = open_clip_weights(foreign)
             towers = openai_towers(foreign, ours, weights, activation, notes)
     else:
         declared = read_json(folder / "config.json") if folder else {}
         family, towers = transformers_towers(declared, weights)
         ours = transformers_weights(foreign)
-        check_declared(declared, ours, weights)
+        check_transformers(declared, ours, weights)
     given: dict[str, Any] = {"vision_heads": vision_heads, "text_heads": text_heads}
     given |= {"vision_activation": activation, "text_activation": activation}
     towers = replace(towers, **{name: value for name, value in given.items() if value is not None})
@@ -135,6 +143,7 @@ def _locate(path: Path) -> tuple[Path, Path]:
 def _family(foreign: Mapping[str, Tensor], weights: Path) -> Family:
     """Which family's names these are; the finer distinctions come later."""
     names = {name.removeprefix("params/") for name in foreign}
+    check_whole(names, weights)
     if "img/embedding/kernel" in names and "t" in names:
         return "big_vision"
     if any(name.startswith("visual.") for name in names):
@@ -183,6 +192,14 @@ def _grid(tokens: int, weights: Path) -> int:
     return grid
 
 
+def _check_size(image_size: int, patch: int, grid: int, weights: Path) -> None:
+    if image_size // patch != grid:
+        raise CheckpointMismatch(
+            f"{weights}: its position embeddings are for pictures of {grid * patch} px, but its "
+            f"configuration says {image_size} px: put the configuration of these weights there."
+        )
+
+
 def _config(ours: Mapping[str, Tensor], towers: Towers, weights: Path) -> ClipConfig:
     image = _image_config(ours, towers, weights)
     text = _text_config(ours, towers, weights)
@@ -226,11 +243,7 @@ def _image_config(
     tokens = _need(ours, "image_tower.position", 0, weights)
     grid = _grid(tokens if has_query else tokens - 1, weights)
     size = towers.image_size or grid * patch
-    if size // patch != grid:
-        raise CheckpointMismatch(
-            f"{weights}: its position embeddings are for pictures of {grid * patch} px, but its "
-            f"configuration says {size} px."
-        )
+    _check_size(size, patch, grid, weights)
     return VitConfig(
         width=width,
         layers=layers_of(ours, "image"),
@@ -268,11 +281,14 @@ def _resnet_config(ours: Mapping[str, Tensor], towers: Towers, weights: Path) ->
     width = _need(ours, "image_tower.stem.2.conv.weight", 0, weights)
     grid = _grid(_need(ours, "image_tower.pool.position", 0, weights) - 1, weights)
     blocks = [_blocks(ours, f"image_tower.stages.{stage}.") for stage in range(4)]
+    size = towers.image_size or grid * 32
+    _check_size(size, 32, grid, weights)
+    heads = towers.vision_heads or 32 * width // HEAD_WIDTH
     return ResNetConfig(
-        image_size=towers.image_size or grid * 32,
+        image_size=size,
         stem_width=width,
         layers=(blocks[0], blocks[1], blocks[2], blocks[3]),
-        heads=towers.vision_heads or 32 * width // HEAD_WIDTH,
+        heads=_heads(heads, 32 * width, "vision", weights),
     )
 
 

@@ -61,9 +61,10 @@ def _renamed(tensors: dict[str, Tensor], new_names: dict[str, str]) -> dict[str,
 
 def _unwrapped(tree: object) -> object:
     for _ in range(MAX_WRAPPERS):
-        if not isinstance(tree, dict):
-            break
-        inner = [tree[key] for key in WRAPPERS if isinstance(tree.get(key), dict)]
+        found = tree if isinstance(tree, dict) else {}
+        inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), dict)]
+        # The same words may hold settings instead: {"model": {"name": ...}, "a.weight": ...}.
+        inner = [each for each in inner if _named_tensors(each) or each.keys() & set(WRAPPERS)]
         if not inner:
             break
         tree = inner[0]

@@ -211,7 +211,7 @@ def _reduce(side: str, precision: Precision, whole: Path, folder: Path, inputs: 
     if precision == "fp16":
         quantize.to_float16(source, target)
     elif side == "image":
-        quantize.quantize_image_tower(source, target, inputs.image_batches())
+        quantize.quantize_image_tower(source, target, iter(inputs.image_batches()))
     else:
         quantize.quantize_text_tower(source, target)
 
