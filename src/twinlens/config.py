@@ -6,13 +6,14 @@ family, so that a new family is a new dataclass and one line in `TOWERS`.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from twinlens.errors import ConfigError
 
@@ -88,6 +89,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             return _tower_from_dict(name, value, members)
         return _checked(name, value, members[0])
     if origin is tuple:
+        if options[-1] is Ellipsis and isinstance(value, (list, tuple)):
+            options = options[:1] * len(value)
         if not isinstance(value, (list, tuple)) or len(value) != len(options):
             raise ConfigError(f"{name} must be a list of {len(options)} values, not {value!r}.")
         return tuple(
@@ -240,6 +243,60 @@ class ConvNextConfig(JsonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FastVitConfig(JsonConfig):
+    """FastViT as MobileCLIP has it (Vasu et al. 2024, arXiv:2311.17049), branches folded."""
+
+    kind: Literal["fastvit"] = "fastvit"
+    image_size: int = 256  # pixels, square; any from 32 on, no weight depends on it
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels per stage
+    layers: tuple[int, ...] = (4, 12, 20, 4)  # blocks per stage
+    expansion: int = 3  # channels inside the perceptrons, over those outside
+    attention_stages: int = 1  # how many of the last stages attend
+    attention_norm: bool = False  # a layer norm before attention; a batch norm is folded
+    gated_downsamples: int = 2  # before how many of the last stages channels are gated
+    head_width: ClassVar[int] = 32  # channels of an attention head
+
+    def __post_init__(self) -> None:
+        for field in ("widths", "layers"):
+            values = getattr(self, field)
+            _require(
+                len(values) > 1 and min(values) > 0,
+                f"FastVitConfig.{field} must be several positive numbers, not {values}.",
+            )
+        stages = len(self.widths)
+        _require(
+            len(self.layers) == stages,
+            f"FastVitConfig has {stages} widths but {len(self.layers)} layers.",
+        )
+        _require(
+            self.expansion > 0, f"FastVitConfig.expansion must be positive, not {self.expansion}."
+        )
+        _require(
+            self.image_size >= 32,
+            f"FastVitConfig.image_size must be at least 32, not {self.image_size}.",
+        )
+        # The first stage has no step before it.
+        for field, most in (("attention_stages", stages), ("gated_downsamples", stages - 1)):
+            value = getattr(self, field)
+            _require(0 <= value <= most, f"FastVitConfig.{field} must be 0 to {most}, not {value}.")
+        for before, after in itertools.pairwise(self.widths):
+            _require(
+                after % before == 0,
+                f"FastVitConfig: a width of {after} cannot follow one of {before}: no multiple.",
+            )
+        for width in self.widths[stages - self.attention_stages :]:
+            _require(
+                width % self.head_width == 0,
+                f"FastVitConfig: heads of {self.head_width} do not divide a width of {width}.",
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels given to the projection."""
+        return 2 * self.widths[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EfficientNetLiteConfig(JsonConfig):
     """The convolutional tower: EfficientNet-Lite0 at any image size."""
 
@@ -316,7 +373,7 @@ Projection = Literal["none", "linear", "linear_bias", "mlp", "mlp_wide"]
 class ClipConfig(JsonConfig):
     """Two towers and the space they share."""
 
-    image: VitConfig | ResNetConfig | EfficientNetLiteConfig | ConvNextConfig
+    image: VitConfig | ResNetConfig | EfficientNetLiteConfig | ConvNextConfig | FastVitConfig
     text: ClipTextConfig | BertTextConfig
     dim: int  # numbers in an embedding
     image_projection: Projection = "linear"

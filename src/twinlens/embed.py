@@ -255,7 +255,8 @@ class Embedder:
         parts = [self._tokenizer.chunks(text) for text in texts]
         vectors = self._text_vectors([part for text_parts in parts for part in text_parts])
         # By words, so that three left over for the last part do not count as much as a page.
-        words = [max(1, len(part) - 2) for text_parts in parts for part in text_parts]
+        frame = len(self._tokenizer.encode(""))  # start and end, which every part has
+        words = [max(1, len(part) - frame) for text_parts in parts for part in text_parts]
         weights = np.array(words, dtype=np.float32).reshape(-1, 1)
         sums = np.zeros((len(texts), self.dim), dtype=np.float32)
         owners = np.repeat(np.arange(len(texts)), [len(text_parts) for text_parts in parts])

@@ -71,8 +71,8 @@ def resize_like_torch(
     """
     left, top, right, bottom = crop
     if interpolation == "nearest":
-        columns = _nearest(image.width, size[0])[left:right]
-        rows = _nearest(image.height, size[1])[top:bottom]
+        columns = _nearest(image.width, size[0], left, right)
+        rows = _nearest(image.height, size[1], top, bottom)
         window = image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
         pixels: Array = np.asarray(window)
         pixels = pixels[(rows - rows[0])[:, None], columns - columns[0]]
@@ -175,14 +175,14 @@ def _weights(
     return starts, ends, weights / weights.sum(axis=1, keepdims=True)
 
 
-def _nearest(num_pixels: int, resized: int) -> Int64[np.ndarray, " output"]:
-    """For every pixel of the result the one it copies; PyTorch's "nearest-exact".
+def _nearest(num_pixels: int, resized: int, first: int, end: int) -> Int64[np.ndarray, " output"]:
+    """For results `first` to `end` the pixel that each copies; PyTorch's "nearest-exact".
 
     In float32 with one rounding, as by a fused multiply-add. Where a middle falls between two
     pixels PyTorch's own choice differs with the processor, and ours may.
     """
     scale = np.float64(np.float32(num_pixels) / np.float32(resized))
-    places = (scale * (np.arange(resized) + 0.5) - 0.5).astype(np.float32)
+    places = (scale * (np.arange(first, end) + 0.5) - 0.5).astype(np.float32)
     nearest = np.floor(np.maximum(places, 0) + np.float32(0.5)).astype(np.int64)
     return np.minimum(nearest, num_pixels - 1)
 

@@ -18,6 +18,7 @@ from twinlens.config import (
     ClipTextConfig,
     ConvNextConfig,
     EfficientNetLiteConfig,
+    FastVitConfig,
     Projection,
     ResNetConfig,
     VitConfig,
@@ -25,6 +26,7 @@ from twinlens.config import (
 from twinlens.errors import ConfigError
 from twinlens.model.image_conv import EfficientNetLiteTower
 from twinlens.model.image_convnext import ConvNextTower
+from twinlens.model.image_fastvit import FastVitTower
 from twinlens.model.image_resnet import ResNetTower
 from twinlens.model.image_vit import VitTower
 from twinlens.model.text_bert import BertTextTower
@@ -36,6 +38,7 @@ def build_tower(
     | ResNetConfig
     | ConvNextConfig
     | EfficientNetLiteConfig
+    | FastVitConfig
     | ClipTextConfig
     | BertTextConfig,
 ) -> nn.Module:
@@ -47,6 +50,8 @@ def build_tower(
             return ResNetTower(config)
         case ConvNextConfig():
             return ConvNextTower(config)
+        case FastVitConfig():
+            return FastVitTower(config)
         case EfficientNetLiteConfig():
             return EfficientNetLiteTower(config)
         case ClipTextConfig():
