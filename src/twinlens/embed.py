@@ -277,7 +277,7 @@ class Embedder:
         preprocess = self.config.preprocess
         try:
             image = read_image(
-                source, target_size=preprocess.image_size, max_megapixels=self.max_megapixels
+                source, target_size=preprocess.resized_side, max_megapixels=self.max_megapixels
             )
             return preprocess(image)
         except UnreadableImage as error:

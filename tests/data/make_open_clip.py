@@ -61,7 +61,7 @@ if importlib.util.find_spec("torchvision") is None:
 
 import timm  # noqa: E402
 import transformers  # noqa: E402
-from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
+from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed  # noqa: E402
 
 from random_weights import fill, uniform  # noqa: E402
 
@@ -191,6 +191,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Cases that are also read at other image sizes, as `open_clip --force-image-size` does.
+OTHER_SIZES = {"norm_before_mean": (48, 24), "eos_odd_widths": (40,)}
+
 
 def build(model_cfg: dict[str, Any]) -> torch.nn.Module:
     """OpenCLIP's own model, with timm's towers cut to size and no look at the hub."""
@@ -227,10 +230,23 @@ def main() -> None:
             "shapes": {key: list(value.shape) for key, value in model.state_dict().items()},
         }
         values = {"image": image, "text": text, "logits": logits, "token_ids": token_ids}
+        for other in OTHER_SIZES.get(name, ()):
+            values[f"image_{other}"] = at_other_size(model, model_cfg, other)
         expected |= {f"{name}.{key}": value.numpy() for key, value in values.items()}
         print(f"{name}: image std {image.std():.2f}, text std {text.std():.2f}")
     (HERE / "open_clip.json").write_text(json.dumps(described) + "\n")
     np.savez_compressed(HERE / "open_clip.npz", **expected)
+
+
+def at_other_size(model: torch.nn.Module, model_cfg: dict[str, Any], size: int) -> torch.Tensor:
+    """Image features of the same weights, their positions resized by OpenCLIP."""
+    vision = {**model_cfg["vision_cfg"], "image_size": size}
+    other = build({**model_cfg, "vision_cfg": vision})
+    state = model.state_dict()
+    resize_pos_embed(state, other)
+    other.load_state_dict(state)
+    with torch.no_grad():
+        return other.encode_image(uniform("pixel_values", (2, 3, size, size)) * 2)
 
 
 def ids(text_cfg: dict[str, Any]) -> torch.Tensor:

@@ -131,7 +131,7 @@ class Samples:
             rows = list(csv.DictReader(file))
         self.pixels: Float32[np.ndarray, "item 3 height width"] = np.stack(
             [
-                preprocess(read_image(SAMPLES / row["file"], target_size=preprocess.image_size))
+                preprocess(read_image(SAMPLES / row["file"], target_size=preprocess.resized_side))
                 for row in rows
             ]
         )
