@@ -145,7 +145,9 @@ def test_variants_that_no_published_clip_uses_are_refused(tmp_path: Path) -> Non
     state = load_file(weights_of(folder))
     state["visual.trunk.stages.0.blocks.0.mlp.grn.weight"] = torch.zeros(32)
     save_file(state, weights_of(folder))
-    with pytest.raises(ConfigError, match=r"'convnextv2_base' is not supported \(of timm's, SigLIP"):
+    with pytest.raises(
+        ConfigError, match=r"'convnextv2_base' is not supported \(of timm's, SigLIP"
+    ):
         read_published(folder)
     with pytest.raises(ConfigError, match="with timm_pool 'avg' it is, not with 'rot_attn'"):
         read_published(changed(tmp_path, timm_pool="rot_attn"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from published_model import difference, load
+from published_model import difference, load, one_thread  # noqa: F401
 from random_weights import uniform
 from test_published import DATA, open_clip_folder, tensors
 from twinlens.errors import ConfigError
@@ -65,14 +65,14 @@ def test_the_grid_is_resized_like_a_picture_and_other_tokens_stay(
 
 def test_a_linear_ramp_stays_a_ramp() -> None:
     # Row y, column x of the old grid holds (y, x): so does the new one, in old units, wherever
-    # the kernel (2 old places to each side) does not reach over the border.
+    # the four old places that the kernel spans are all inside.
     old, new = 8, 12
     y, x = torch.meshgrid(torch.arange(old), torch.arange(old), indexing="ij")
     ramp = torch.stack([y.flatten(), x.flatten()], dim=1).float()
     resized = resize_positions(ramp, new, extra=0).reshape(new, new, 2)
     places = (torch.arange(new) + 0.5) * old / new - 0.5
-    inside = [i for i, place in enumerate(places.tolist()) if 2 <= place <= old - 3]
-    assert len(inside) == 6
+    inside = [i for i, place in enumerate(places.tolist()) if 1 <= place < old - 2]
+    assert len(inside) == 8
     for i in inside:
         assert torch.allclose(resized[i, inside, 0], places[i], atol=1e-5)
         assert torch.allclose(resized[inside, i, 1], places[i], atol=1e-5)
@@ -87,6 +87,7 @@ def test_a_size_with_the_same_grid_leaves_the_weights_alone(
     plain, resized = read_published(folder), read_published(folder, image_size=size)
     assert torch.equal(resized.tensors[POSITION[name]], plain.tensors[POSITION[name]])
     assert resized.config.image.image_size == size
+    assert resized.notes == plain.notes
 
 
 @pytest.mark.parametrize(("name", "size", "tokens"), [(VIT, 56, 50), (RESNET, 96, 10)])

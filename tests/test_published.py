@@ -6,7 +6,6 @@ reference in test_published_transformers.py.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from published_model import assert_same_features, difference, load
+from published_model import assert_same_features, difference, load, one_thread  # noqa: F401
 from random_weights import uniform, weight
 from twinlens.errors import ConfigError
 from twinlens.model.image_vit import VitTower
@@ -24,15 +23,6 @@ from twinlens.model.published import read_published
 GOLDEN_TOLERANCE = 1e-4  # issue 3
 # Between the exact and the tanh GELU these towers differ by 1e-4 and more.
 TIGHT = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster in one thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 DATA = Path(__file__).parent / "data"

@@ -6,7 +6,7 @@ conversion of the published files is the inverse (convert_siglip_to_hf.py).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from published_model import assert_same_features, difference, load
+from published_model import assert_same_features, difference, load, one_thread  # noqa: F401
 from random_weights import fill, uniform
 from twinlens.config import BertTextConfig, ClipTextConfig, VitConfig
 from twinlens.model.published import read_published
@@ -22,15 +22,6 @@ from twinlens.model.published import read_published
 transformers = pytest.importorskip("transformers")
 
 TIGHT = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster in one thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 VISION = {

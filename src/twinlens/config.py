@@ -160,6 +160,7 @@ class VitConfig(TransformerConfig):
     patch_size: int = 32  # pixels; what does not fill a patch at the right and bottom is not seen
     pool: Literal["class", "mean", "map"] = "class"
     patch_bias: bool = False
+    convolution_stem: bool = False  # patches in three steps (MobileCLIP-B), batch norms folded
     input_norm: bool = True  # a layer norm before the blocks (CLIP)
     norm_after_pool: bool = False  # only "mean" can tell the difference
 
@@ -168,6 +169,11 @@ class VitConfig(TransformerConfig):
         _require(
             0 < self.patch_size <= self.image_size,
             f"VitConfig: a patch of {self.patch_size} px does not fit in {self.image_size} px.",
+        )
+        _require(
+            not self.convolution_stem or (self.patch_size % 4 == 0 and self.width % 4 == 0),
+            f"VitConfig: a convolution stem needs a patch_size and a width that 4 divides, not "
+            f"{self.patch_size} and {self.width}.",
         )
 
     @property

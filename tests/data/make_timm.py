@@ -1,4 +1,4 @@
-"""Writes timm.json and timm.npz: checkpoints with timm's convolutional image towers, and what
+"""Writes timm.json and timm.npz: checkpoints with image towers of timm's, and what
 OpenCLIP computes from them.
 
 Run once, outside the test environment, because OpenCLIP and timm need torchvision:
@@ -42,6 +42,7 @@ def vision(name: str, size: int, pool: str, proj: str | None) -> dict[str, Any]:
     }
 
 
+SMALL_FASTVIT = {"layers": (1, 2, 1, 2), "embed_dims": (8, 16, 48, 96)}
 SMALL_CONVNEXT = {"depths": (1, 2, 3, 1), "dims": (8, 12, 16, 24)}
 # So small that the first norm divides by little more than its epsilon.
 FAINT_STEM = {"trunk.stem.0.": 0.004}
@@ -85,6 +86,61 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = {
         SMALL_CONVNEXT,
         {},
     ),
+    # As MobileCLIP-S1: batch norms before attention, gates between the last stages.
+    "fastvit_mci1": (
+        {
+            "embed_dim": 20,
+            "custom_text": True,
+            "vision_cfg": vision("fastvit_mci1", 72, "avg", None),
+            "text_cfg": OPEN_TEXT,
+        },
+        SMALL_FASTVIT,
+        {},
+    ),
+    # As MobileCLIP2-S3: five stages, layer norms before attention in two of them, no gates.
+    "fastvit_mci3": (
+        {
+            "embed_dim": 20,
+            "custom_text": True,
+            "vision_cfg": vision("fastvit_mci3", 100, "avg", None),
+            "text_cfg": OPEN_TEXT,
+        },
+        {"layers": (1, 1, 2, 1, 2), "embed_dims": (4, 8, 16, 32, 64)},
+        {"gamma": 0.4},
+    ),
+    # As MobileCLIP-B: a stem of convolutions, which its name fixes to a width of 768.
+    "vit_mci": (
+        {
+            "embed_dim": 20,
+            "custom_text": True,
+            "vision_cfg": vision("vit_base_mci_224", 64, "token", None),
+            "text_cfg": TEXT,
+        },
+        {"depth": 1, "img_size": 64},
+        {"backbone.2.": 0.002, "pos_embed": 0.002, "cls_token": 0.002, "attn.qkv.weight": 4.0},
+    ),
+    # As MobileCLIP2-L-14.
+    "vit_clip": (
+        {
+            "embed_dim": 20,
+            "custom_text": True,
+            "vision_cfg": vision("vit_large_patch14_clip_224", 56, "token", None),
+            "text_cfg": OPEN_TEXT,
+        },
+        {"depth": 2, "img_size": 56, "embed_dim": 48},
+        {"patch_embed.": 0.004, "pos_embed": 0.004, "cls_token": 0.004},
+    ),
+    # Saved after timm's own folding.
+    "fastvit_folded": (
+        {
+            "embed_dim": 20,
+            "custom_text": True,
+            "vision_cfg": vision("fastvit_mci0", 72, "avg", None),
+            "text_cfg": OPEN_TEXT,
+        },
+        SMALL_FASTVIT,
+        {"reparam_conv.weight": 1.5, "reparam_conv.bias": 0.2},
+    ),
 }
 
 
@@ -108,6 +164,8 @@ def main() -> None:
     token_ids[1, 8] = 98
     for name, (model_cfg, sizes, scales) in CASES.items():
         model = build(model_cfg, sizes)
+        if name.endswith("folded"):
+            model = timm.utils.reparameterize_model(model)
         with torch.no_grad():
             for key, value in model.state_dict().items():
                 if value.is_floating_point():

@@ -45,8 +45,20 @@ def load_checkpoint(folder: Path) -> Clip:
         raise CheckpointMismatch(
             f"{path} is not a whole safetensors file ({error}). Copy or download it again."
         ) from error
-    model = Clip(config)
-    load_weights(model, tensors, source=str(path))
+    return build_clip(config, tensors, source=str(path))
+
+
+def build_clip(config: ClipConfig, tensors: dict[str, Tensor], *, source: str) -> Clip:
+    """A model of these weights, in eval mode. Raises CheckpointMismatch as load_weights does."""
+    # Without memory at first: drawing random weights only to replace them takes seconds.
+    with torch.device("meta"):
+        model = Clip(config)
+    _check_weights(model, tensors, source=source)
+    # Copies: what was read may be a view of a mapped file that someone overwrites.
+    own = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    model.load_state_dict(own, assign=True)
     return model.eval()
 
 
@@ -55,6 +67,11 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], *, source:
 
     Raises CheckpointMismatch with the first few names or shapes that differ.
     """
+    _check_weights(module, tensors, source=source)
+    module.load_state_dict(tensors)
+
+
+def _check_weights(module: torch.nn.Module, tensors: dict[str, Tensor], *, source: str) -> None:
     expected = module.state_dict()
     problems = [f"missing {name}" for name in expected.keys() - tensors.keys()]
     problems += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
@@ -69,4 +86,3 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], *, source:
             f"{source} does not fit this model in {len(problems)} places: {shown}. "
             f"Check that the config belongs to these weights."
         )
-    module.load_state_dict(tensors)

@@ -8,9 +8,14 @@ sizes the weights have, and what they do not say, is families.py's business.
 import re
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from twinlens.model.convert_mobileclip import (
+    convolution_stem_weights,
+    fastvit_weights,
+    has_convolution_stem,
+    is_fastvit,
+)
 from twinlens.model.convert_timm import convnext_weights, is_convnext
 
 # Not weights: constants that some exporters store among them.
@@ -18,13 +23,14 @@ _CONSTANTS = re.compile(
     r"(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)"
 )
 _QKV = ("query", "key", "value")
+_JOINED = {"qkv": _QKV, "kv": _QKV[1:]}  # projections that some families store as one matrix
 
 
 @dataclass(frozen=True)
 class _Names:
     """How one family names things. Values are ours; a leaf (weight, bias, ...) stays itself.
 
-    In `inside`, "qkv" and "kv" stand for projections stored as one matrix.
+    In `inside`, "qkv" and "kv" stand for projections stored as one matrix: _JOINED.
     """
 
     stacks: dict[str, str]  # where a family keeps its blocks, by number
@@ -46,6 +52,9 @@ def _renamed(foreign: dict[str, Tensor], names: _Names) -> dict[str, Tensor]:
         dotted = re.sub(r"in_proj_(weight|bias)$", r"in_proj.\1", name)
         module, _, leaf = dotted.rpartition(".")
         target = None
+        if name in names.transposed and value.ndim != 2:
+            ours[name] = value  # misshapen: refused by its name
+            continue
         if name in names.tensors:
             ours[names.tensors[name]] = value.T if name in names.transposed else value
             continue
@@ -55,18 +64,17 @@ def _renamed(foreign: dict[str, Tensor], names: _Names) -> dict[str, Tensor]:
                 target = f"{names.stacks[stack]}.{number}.{names.inside[inner]}"
         elif module in names.modules:
             target = names.modules[module]
+        prefix, _, last = (target or "").rpartition(".")
+        parts = _JOINED.get(last)
         if target is None:
             ours[name] = value
-        elif target.endswith("qkv"):  # ".qkv" or ".kv"
-            prefix, _, _ = target.rpartition(".")
-            for part, chunk in zip(_QKV, value.chunk(3), strict=True):
-                ours[f"{prefix}.{part}.{leaf}"] = chunk
-        elif target.endswith(".kv"):
-            prefix, _, _ = target.rpartition(".")
-            for part, chunk in zip(_QKV[1:], value.chunk(2), strict=True):
+        elif parts is None:
+            ours[f"{target}.{leaf}"] = value
+        elif value.ndim and len(value) and len(value) % len(parts) == 0:
+            for part, chunk in zip(parts, value.chunk(len(parts)), strict=True):
                 ours[f"{prefix}.{part}.{leaf}"] = chunk
         else:
-            ours[f"{target}.{leaf}"] = value
+            ours[name] = value  # misshapen: refused by its name
     for name in ("log_scale", "bias", "image_tower.query_pool.query", "image_tower.class_token"):
         if name in ours:  # stored with axes of length 1
             ours[name] = ours[name].squeeze()
@@ -123,6 +131,8 @@ def open_clip_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
         return _resnet_weights(ours)
     if "visual.trunk.pos_embed" in foreign:
         return _timm_weights(ours)
+    if is_fastvit(foreign):
+        return fastvit_weights(ours)
     return convnext_weights(ours) if is_convnext(foreign) else ours
 
 
@@ -157,7 +167,9 @@ def _resnet_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _timm_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's vision transformer with its pooling query ("latent"), as OpenCLIP's SigLIP has it."""
+    """timm's vision transformer, with a pooling query ("latent", SigLIP) or a class token."""
+    if has_convolution_stem(foreign):
+        foreign = convolution_stem_weights(foreign)
     trunk, pool = "visual.trunk", "image_tower.query_pool"
     return _renamed(
         foreign,
@@ -173,7 +185,9 @@ def _timm_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
             },
             modules={
                 f"{trunk}.patch_embed.proj": "image_tower.patch",
+                f"{trunk}.norm_pre": "image_tower.input_norm",
                 f"{trunk}.norm": "image_tower.final_norm",
+                f"{trunk}.head": "image_projection",
                 f"{trunk}.attn_pool.q": f"{pool}.attention.query",
                 f"{trunk}.attn_pool.kv": f"{pool}.attention.kv",
                 f"{trunk}.attn_pool.proj": f"{pool}.attention.out",
@@ -182,6 +196,7 @@ def _timm_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"{trunk}.attn_pool.mlp.fc2": f"{pool}.mlp.2",
             },
             tensors={
+                f"{trunk}.cls_token": "image_tower.class_token",
                 f"{trunk}.pos_embed": "image_tower.position",
                 f"{trunk}.attn_pool.latent": f"{pool}.query",
             },
@@ -243,8 +258,7 @@ def _with_bert(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The BERT tower under `prefix` renamed, everything else as it is."""
     bert = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
-    context = bert["embeddings.position_embeddings.weight"].shape[0]
-    ours = bert_weights(bert, context=context)
+    ours = bert_weights(bert, context=None)
     return {**others, **{f"text_tower.{name}": value for name, value in ours.items()}}
 
 
@@ -256,88 +270,13 @@ def open_clip_xlm_roberta_weights(foreign: dict[str, Tensor]) -> dict[str, Tenso
     text = "text.transformer."
     roberta = {k: v for k, v in foreign.items() if k.startswith(text)}
     position = f"{text}embeddings.position_embeddings.weight"
-    roberta[position] = roberta[position][2:]
+    if position in roberta:
+        roberta[position] = roberta[position][2:]
     ours = open_clip_weights({k: v for k, v in foreign.items() if not k.startswith("text.")})
     for name, value in foreign.items():  # "text.proj.0.weight", "text.proj.weight"
         if name.startswith("text.proj."):
             ours[name.replace("text.proj", "text_projection")] = value.float()
     return {**ours, **_with_bert({k: v.float() for k, v in roberta.items()}, text)}
-
-
-def big_vision_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Flax names of Google's big_vision SigLIP (.npz): kernels are (in, out), heads apart.
-
-    Blocks are stored one by one ("encoderblock_3") or, when they were compiled as a loop,
-    stacked along a first axis ("encoderblock").
-    """
-    foreign = {name.removeprefix("params/"): value.float() for name, value in foreign.items()}
-    ours = {
-        "log_scale": foreign.pop("t").squeeze(),
-        "bias": foreign.pop("b").squeeze(),
-        "image_tower.position": foreign.pop("img/pos_embedding").squeeze(0),
-        "text_tower.token.weight": foreign.pop("txt/Embed_0/embedding"),
-        # Some early checkpoints hold the positions twice and mean their sum
-        # (big_vision, text_transformer.py, load).
-        "text_tower.position": foreign.pop("txt/pos_embedding").squeeze(0)
-        + foreign.pop("txt/Encoder_0/pos_embedding", torch.zeros(1)).squeeze(0),
-    }
-    modules = {
-        "img/embedding": "image_tower.patch",
-        "img/head": "image_projection",
-        "img/Transformer/encoder_norm": "image_tower.final_norm",
-        "txt/Encoder_0/encoder_norm": "text_tower.final_norm",
-        "txt/head": "text_projection",
-    }
-    stacks = {"img/Transformer": "image_tower", "txt/Encoder_0": "text_tower"}
-    block = re.compile(r"(img/Transformer|txt/Encoder_0)/encoderblock(?:_(\d+))?/(.+)")
-    for name, value in foreign.items():
-        if match := block.fullmatch(name):
-            stack, number, inner = match.groups()
-            numbered = [(number, value)] if number else enumerate(value)
-            for place, part in numbered:
-                target, tensor = _flax_block(inner, part)
-                ours[f"{stacks[stack]}.blocks.{place}.{target}"] = tensor
-            continue
-        module, _, leaf = name.rpartition("/")
-        if name == "img/MAPHead_0/probe":
-            ours["image_tower.query_pool.query"] = value.squeeze()
-        elif name.startswith("img/MAPHead_0/"):
-            inner = name.removeprefix("img/MAPHead_0/").replace("LayerNorm_0", "LayerNorm_1")
-            target, tensor = _flax_block(inner, value)
-            ours[f"image_tower.query_pool.{target}"] = tensor
-        elif module in modules:
-            target, tensor = _flax_leaf(leaf, value)
-            ours[f"{modules[module]}.{target}"] = tensor
-        else:
-            ours[name] = value
-    return ours
-
-
-def _flax_block(name: str, value: Tensor) -> tuple[str, Tensor]:
-    """One tensor of a block, with attention's kernels as plain matrices."""
-    module, _, leaf = name.rpartition("/")
-    names = {
-        "LayerNorm_0": "attention_norm",
-        "LayerNorm_1": "mlp_norm",
-        "MlpBlock_0/Dense_0": "mlp.0",
-        "MlpBlock_0/Dense_1": "mlp.2",
-        "MultiHeadDotProductAttention_0/out": "attention.out",
-        **{f"MultiHeadDotProductAttention_0/{part}": f"attention.{part}" for part in _QKV},
-    }
-    if "Attention" in module:
-        if module.endswith("/out"):  # kernel (head, head_dim, width)
-            value = value.flatten(0, 1) if leaf == "kernel" else value
-        else:  # kernel (width, head, head_dim), bias (head, head_dim)
-            value = value.flatten(1) if leaf == "kernel" else value.flatten()
-    target, value = _flax_leaf(leaf, value)
-    return f"{names.get(module, module)}.{target}", value
-
-
-def _flax_leaf(leaf: str, value: Tensor) -> tuple[str, Tensor]:
-    """A kernel (in, out) or (height, width, in, out) as PyTorch's weight; scale, bias."""
-    if leaf == "kernel":
-        return "weight", value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return {"scale": "weight"}.get(leaf, leaf), value
 
 
 EFFICIENTNET_CONV = {
@@ -375,8 +314,8 @@ def efficientnet_lite_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def bert_weights(foreign: dict[str, Tensor], *, context: int) -> dict[str, Tensor]:
-    """Names of a Hugging Face `BertModel` to our text tower's.
+def bert_weights(foreign: dict[str, Tensor], *, context: int | None) -> dict[str, Tensor]:
+    """Names of a Hugging Face `BertModel` to our text tower's. What is missing stays missing.
 
     Positions beyond `context` are cut. The embedding of token type 0, which every
     caption token has, is added to the positions. Pooler and constants are dropped.
@@ -391,16 +330,20 @@ def bert_weights(foreign: dict[str, Tensor], *, context: int) -> dict[str, Tenso
         "output.dense": "mlp.2",
         "output.LayerNorm": "mlp_norm",
     }
-    token_type = foreign["embeddings.token_type_embeddings.weight"][0]
-    position = foreign["embeddings.position_embeddings.weight"][:context]
-    ours = {
-        "token.weight": foreign["embeddings.word_embeddings.weight"],
-        "position": position + token_type,
-        "embedding_norm.weight": foreign["embeddings.LayerNorm.weight"],
-        "embedding_norm.bias": foreign["embeddings.LayerNorm.bias"],
+    outer = {
+        "embeddings.word_embeddings.weight": "token.weight",
+        "embeddings.LayerNorm.weight": "embedding_norm.weight",
+        "embeddings.LayerNorm.bias": "embedding_norm.bias",
     }
+    ours = {target: foreign[name] for name, target in outer.items() if name in foreign}
+    position = foreign.get("embeddings.position_embeddings.weight")
+    token_type = foreign.get("embeddings.token_type_embeddings.weight")
+    if position is not None and token_type is not None:
+        shapes_fit = token_type.ndim == 2 == position.ndim and len(token_type) > 0
+        if shapes_fit and token_type.shape[1] == position.shape[1]:
+            ours["position"] = position[:context] + token_type[0]
     for name, value in foreign.items():
         if match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", name):
             number, module, leaf = match.groups()
-            ours[f"blocks.{number}.{renames[module]}.{leaf}"] = value
+            ours[f"blocks.{number}.{renames.get(module, module)}.{leaf}"] = value
     return ours

@@ -1,8 +1,8 @@
-"""Names that timm's convolutional towers have in OpenCLIP's checkpoints, to ours.
+"""Names that timm's ConvNeXt has in OpenCLIP's checkpoints, to ours.
 
 convert.py has renamed the text tower and the outer projection before; what is not known
 here keeps its name, and `checkpoint.load_weights` refuses it by that name. timm's vision
-transformers are convert.py's.
+transformers are convert.py's, MobileCLIP's towers convert_mobileclip.py's.
 """
 
 import re

@@ -15,6 +15,7 @@ from torch import Tensor
 from twinlens.config import Activation
 from twinlens.errors import ConfigError
 from twinlens.model.convert import open_clip_weights, open_clip_xlm_roberta_weights
+from twinlens.model.declared_types import check_types
 from twinlens.model.families_timm import timm_tower, unsupported
 
 Family = Literal[
@@ -59,6 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a readable JSON file: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object, not {type(values).__name__}.")
+    check_types(values, path)
     return values
 
 
@@ -77,7 +79,7 @@ def big_vision_towers(foreign: Mapping[str, Tensor]) -> Towers:
     heads = {
         name.removeprefix("params/").split("/")[0]: value.shape[-2]
         for name, value in foreign.items()
-        if name.endswith("MultiHeadDotProductAttention_0/query/kernel")
+        if name.endswith("MultiHeadDotProductAttention_0/query/kernel") and value.ndim > 1
     }
     return Towers(
         vision_heads=heads.get("img"),
@@ -153,7 +155,7 @@ def open_clip_towers(
                 f"{weights}: OpenCLIP's option {key} ({section[key]!r}) is not supported."
             )
     timm = vision.get("timm_model_name")
-    if timm and (reason := unsupported(foreign, vision.get("timm_pool", "avg"))):
+    if timm and (reason := unsupported(timm, foreign, vision.get("timm_pool", "avg") or "")):
         raise ConfigError(f"{weights}: the image tower {timm!r} is not supported ({reason}).")
     vision_pool = vision.get("pool_type", "tok")
     if vision_pool not in ("tok", "avg"):
@@ -163,7 +165,7 @@ def open_clip_towers(
         vision_eps=_eps(vision),
         image_size=_square(vision.get("image_size"), weights),
         vision_pool="mean" if vision_pool == "avg" else "class",
-        norm_after_pool=vision.get("final_ln_after_pool", False),
+        norm_after_pool=bool(vision.get("final_ln_after_pool", False)),
         vision_heads=vision.get("width", 768) // vision.get("head_width", 64),
     )
     if isinstance(vision.get("layers"), list):
@@ -331,16 +333,16 @@ def transformers_towers(declared: dict[str, Any], weights: Path) -> tuple[Family
     towers = Towers(
         vision_heads=vision["num_attention_heads"],
         vision_activation=_ACTIVATIONS[vision["hidden_act"]],
-        vision_eps=vision["layer_norm_eps"],
+        vision_eps=float(vision["layer_norm_eps"]),
         image_size=_square(vision["image_size"], weights),
         text_heads=text["num_attention_heads"],
         text_activation=_ACTIVATIONS[text["hidden_act"]],
-        text_eps=text["layer_norm_eps"],
+        text_eps=float(text["layer_norm_eps"]),
     )
     if family == "siglip":
         return family, replace(towers, text_pool="last", causal=False)
     if family == "chinese_clip":
-        return family, replace(towers, pad_id=text["pad_token_id"], bert_pool="first")
+        return family, replace(towers, pad_id=text["pad_token_id"] or 0, bert_pool="first")
     eos = text["eos_token_id"]
     eos = eos[0] if isinstance(eos, list) else eos
     # 2 is a mistake of old files that transformers reads as "the largest id"; not MetaCLIP 2.

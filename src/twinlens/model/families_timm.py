@@ -5,12 +5,14 @@ ViTs that SigLIP uses are from vision_transformer.py, of ConvNeXt from convnext.
 names: convert.py and convert_timm.py.
 """
 
+import re
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from twinlens.config import Activation
-from twinlens.model.convert_timm import is_convnext
+from twinlens.model.convert_mobileclip import is_fastvit
+from twinlens.model.convert_timm import TRUNK, is_convnext
 
 _HEADS = {
     "tiny": 3,
@@ -28,6 +30,10 @@ _TANH = (
     "vit_giantopt_patch16_siglip",
 )
 
+# ViTs with a class token, as MobileCLIP2-L-14 and MobileCLIP-B have.
+_CLIP = re.compile(r"vit_(base|large)_patch\d+_clip_\d+")
+_CLASS_TOKEN = re.compile(rf"{_CLIP.pattern}|vit_base_mci_\d+")
+
 
 @dataclass(frozen=True)
 class TimmTower:
@@ -43,17 +49,23 @@ def timm_tower(name: str) -> TimmTower:
     return TimmTower(
         heads=_HEADS.get(size),
         activation="gelu_tanh" if name.startswith(_TANH) else "gelu",
-        # The one ConvNeXt that overrules timm's default.
-        eps=1e-5 if name.startswith("convnext_xxlarge") else 1e-6,
+        # These overrule timm's default.
+        eps=1e-5 if name.startswith("convnext_xxlarge") or _CLIP.fullmatch(name) else 1e-6,
     )
 
 
-def unsupported(foreign: dict[str, Tensor], pool: str) -> str | None:
-    """Why these weights, with this `timm_pool`, make no tower that is known here, or None."""
-    if "visual.trunk.attn_pool.latent" in foreign:
-        return None
-    if not is_convnext(foreign):
-        return "of timm's, SigLIP's with pooling by attention and ConvNeXt are"
-    if pool not in ("", "avg"):
-        return f"with timm_pool 'avg' it is, not with {pool!r}"
+def unsupported(name: str, foreign: dict[str, Tensor], pool: str) -> str | None:
+    """Why a tower of this name, with this `timm_pool`, is none that is known here, or None."""
+    if f"{TRUNK}attn_pool.latent" in foreign:
+        # Perception Encoder pools so too, but its positions are rotations, which no weight shows.
+        others = {f"{TRUNK}{extra}" for extra in ("cls_token", "reg_token", "norm_pre.weight")}
+        return "it has more than SigLIP's towers" if others & foreign.keys() else None
+    # Other FastViTs have an activation less, which weights do not show.
+    mobile = name.startswith("fastvit_mci") and is_fastvit(foreign)
+    class_token = _CLASS_TOKEN.fullmatch(name) and "visual.trunk.cls_token" in foreign
+    if not (mobile or class_token or is_convnext(foreign)):
+        return "of timm's, SigLIP's with pooling by attention, ConvNeXt and MobileCLIP's are"
+    known = ("", "token") if class_token else ("", "avg")
+    if pool not in known:
+        return f"with timm_pool {known[1]!r} it is, not with {pool!r}"
     return None

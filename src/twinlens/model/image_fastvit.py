@@ -40,7 +40,8 @@ class ChannelGate(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch channel height width"]:
-        gate = self.excite(self.squeeze(x.mean(dim=(2, 3))).relu()).sigmoid()  # (batch, channel)
+        inner = self.squeeze(x.mean(dim=(2, 3))).relu()
+        gate: Tensor = self.excite(inner).sigmoid()  # (batch, channel)
         return x * gate[:, :, None, None]
 
 
@@ -72,7 +73,7 @@ class FilterBlock(nn.Module):
         self, x: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch channel height width"]:
         x = self.mix(x)
-        return x + self.mlp(x)
+        return x + self.mlp(x)  # type: ignore[no-any-return]
 
 
 class AttentionBlock(nn.Module):
@@ -89,7 +90,7 @@ class AttentionBlock(nn.Module):
     ) -> Float[Tensor, "batch channel height width"]:
         places = self.norm(x.flatten(2).transpose(1, 2))  # (batch, place, channel)
         x = x + self.attention(places).transpose(1, 2).reshape(x.shape)
-        return x + self.mlp(x)
+        return x + self.mlp(x)  # type: ignore[no-any-return]
 
 
 class Downsample(nn.Module):

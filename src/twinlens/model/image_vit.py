@@ -36,19 +36,27 @@ class QueryPool(nn.Module):
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
+def make_patches(config: VitConfig) -> nn.Module:
+    """From pixels to patches, which do not overlap: one matrix, or three with GELU between."""
+    width, side = config.width, config.patch_size
+    if not config.convolution_stem:
+        return nn.Conv2d(3, width, side, stride=side, bias=config.patch_bias)
+    return nn.Sequential(
+        nn.Conv2d(3, width // 4, side // 4, stride=side // 4),
+        nn.GELU(),
+        nn.Conv2d(width // 4, width // 4, 2, stride=2),
+        nn.GELU(),
+        nn.Conv2d(width // 4, width, 2, stride=2),
+    )
+
+
 class VitTower(nn.Module):
     """Pixels to one feature vector per image."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch = nn.Conv2d(
-            3,
-            config.width,
-            config.patch_size,
-            stride=config.patch_size,
-            bias=config.patch_bias,
-        )
+        self.patch = make_patches(config)
         std = config.width**-0.5
         tokens = config.grid**2
         self.class_token = None

@@ -31,7 +31,7 @@ def resize_positions(
 def resize_image_positions(
     config: ClipConfig, tensors: dict[str, Tensor], image_size: int
 ) -> tuple[ClipConfig, dict[str, Tensor]]:
-    """The same model for pictures of another size, in pixels.
+    """The same model for pictures of another size, in pixels; as many patches, the same tensors.
 
     Raises ConfigError for a size that the tower cannot take.
     """
@@ -44,5 +44,7 @@ def resize_image_positions(
         case _:
             raise ConfigError(f"A {image.kind!r} tower has no positions to interpolate.")
     resized = replace(image, image_size=image_size)
+    if resized.grid == image.grid:
+        return replace(config, image=resized), tensors
     position = resize_positions(tensors[name], resized.grid, extra=extra)
     return replace(config, image=resized), {**tensors, name: position}

@@ -20,13 +20,15 @@ from twinlens.config import (
     ClipConfig,
     ClipTextConfig,
     ConvNextConfig,
+    FastVitConfig,
     Projection,
     ResNetConfig,
     VitConfig,
 )
 from twinlens.errors import CheckpointMismatch, ConfigError
 from twinlens.model.archive import find_weights, read_tensors
-from twinlens.model.convert import big_vision_weights, open_clip_weights, transformers_weights
+from twinlens.model.convert import open_clip_weights, transformers_weights
+from twinlens.model.convert_flax import big_vision_weights
 from twinlens.model.declared import (
     check_lone,
     check_open_clip,
@@ -118,11 +120,15 @@ def read_published(
         )
     config = _config(ours, towers, weights)
     if image_size is not None and image_size != config.image.image_size:
-        if isinstance(config.image, ConvNextConfig):  # no weight depends on it
+        if isinstance(config.image, ConvNextConfig | FastVitConfig):  # no weight depends on it
             config = replace(config, image=replace(config.image, image_size=image_size))
         else:
-            config, ours = resize_image_positions(config, ours, image_size)
-            notes.append(f"{weights.name}: position embeddings interpolated to {image_size} px.")
+            config, resized = resize_image_positions(config, ours, image_size)
+            if resized is not ours:
+                notes.append(
+                    f"{weights.name}: position embeddings interpolated to {image_size} px."
+                )
+            ours = resized
     if isinstance(config.text, BertTextConfig):
         # Later positions are never asked for.
         ours["text_tower.position"] = ours["text_tower.position"][: config.text.context]
@@ -152,7 +158,8 @@ def _family(foreign: Mapping[str, Tensor], weights: Path) -> Family:
         return "clip"
     if any(name.startswith("image_encoder.model.") for name in names):
         raise ConfigError(
-            f"{weights} is Apple's MobileCLIP before re-parameterisation, which is not supported."
+            f"{weights} is in the format of Apple's own code, which is not supported: get the "
+            f"OpenCLIP version of the same model (on the hub, its name with '-OpenCLIP')."
         )
     shown = ", ".join(sorted(names)[:3]) or "none"
     raise CheckpointMismatch(
@@ -184,8 +191,8 @@ def _heads(heads: int | None, width: int, side: str, weights: Path) -> int:
 
 
 def _grid(tokens: int, weights: Path) -> int:
-    grid = math.isqrt(tokens)
-    if grid * grid != tokens:
+    grid = math.isqrt(max(tokens, 0))
+    if grid * grid != tokens or not grid:
         raise CheckpointMismatch(
             f"{weights}: {tokens} position embeddings make no square. Get the file again."
         )
@@ -232,13 +239,20 @@ def _projection(ours: Mapping[str, Tensor], side: str) -> Projection:
 
 def _image_config(
     ours: Mapping[str, Tensor], towers: Towers, weights: Path
-) -> VitConfig | ResNetConfig | ConvNextConfig:
+) -> VitConfig | ResNetConfig | ConvNextConfig | FastVitConfig:
     if "image_tower.pool.position" in ours:
         return _resnet_config(ours, towers, weights)
     if "image_tower.downsamples.0.conv.weight" in ours:
         return _convnext_config(ours, towers, weights)
-    width = _need(ours, "image_tower.patch.weight", 0, weights)
-    patch = _need(ours, "image_tower.patch.weight", 3, weights)
+    if "image_tower.head_gate.squeeze.weight" in ours:
+        return _fastvit_config(ours, towers, weights)
+    convolution_stem = "image_tower.patch.4.weight" in ours
+    if convolution_stem:
+        width = _need(ours, "image_tower.patch.4.weight", 0, weights)
+        patch = 4 * _need(ours, "image_tower.patch.0.weight", 3, weights)
+    else:
+        width = _need(ours, "image_tower.patch.weight", 0, weights)
+        patch = _need(ours, "image_tower.patch.weight", 3, weights)
     has_query = "image_tower.query_pool.query" in ours
     tokens = _need(ours, "image_tower.position", 0, weights)
     grid = _grid(tokens if has_query else tokens - 1, weights)
@@ -255,6 +269,7 @@ def _image_config(
         patch_size=patch,
         pool="map" if has_query else towers.vision_pool,
         patch_bias="image_tower.patch.bias" in ours,
+        convolution_stem=convolution_stem,
         input_norm="image_tower.input_norm.weight" in ours,
         norm_after_pool=towers.norm_after_pool,
     )
@@ -269,6 +284,23 @@ def _convnext_config(ours: Mapping[str, Tensor], towers: Towers, weights: Path) 
         widths=(widths[0], widths[1], widths[2], widths[3]),
         layers=(blocks[0], blocks[1], blocks[2], blocks[3]),
         layer_norm_eps=towers.vision_eps,
+    )
+
+
+def _fastvit_config(ours: Mapping[str, Tensor], towers: Towers, weights: Path) -> FastVitConfig:
+    stages = [
+        f"image_tower.stages.{number}." for number in range(_blocks(ours, "image_tower.stages."))
+    ]
+    widths = [_need(ours, f"{stage}blocks.0.mlp.filter.weight", 0, weights) for stage in stages]
+    inner = _need(ours, "image_tower.stages.0.blocks.0.mlp.widen.weight", 0, weights)
+    return FastVitConfig(
+        image_size=towers.image_size or OPEN_CLIP_IMAGE_SIZE,
+        widths=tuple(widths),
+        layers=tuple(_blocks(ours, f"{stage}blocks.") for stage in stages),
+        expansion=inner // max(widths[0], 1),
+        attention_stages=sum(f"{stage}position.weight" in ours for stage in stages),
+        attention_norm=f"{stages[-1]}blocks.0.norm.weight" in ours,
+        gated_downsamples=sum(f"{stage}downsample.gate.squeeze.bias" in ours for stage in stages),
     )
 
 

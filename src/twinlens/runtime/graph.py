@@ -7,14 +7,11 @@ and leaves out what no output needs. Needs `onnx` (extra `train`).
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from twinlens.errors import require_package
-
-if TYPE_CHECKING:
-    import onnx
 
 LARGEST_PROTOBUF_BYTES = 2**31 - 2**24  # beyond, weights go into a file of their own
 
@@ -31,7 +28,7 @@ class Graph:
         self.constants: dict[str, Any] = {
             tensor.name: tensor for tensor in self.model.graph.initializer
         }
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes: list[Any] = []
         self.inputs: list[str] = [
             value.name for value in self.model.graph.input if value.name not in self.constants
         ]

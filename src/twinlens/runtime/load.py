@@ -79,8 +79,7 @@ def load_checkpoint_at(place: Path, **overrides: Any) -> "tuple[Clip, Published 
             f"{place} is a runtime folder: its towers are ONNX files for Embedder(path), not "
             f"PyTorch weights. Give the checkpoint it was converted from."
         )
-    from twinlens.model.checkpoint import load_checkpoint, load_weights
-    from twinlens.model.clip import Clip
+    from twinlens.model.checkpoint import build_clip, load_checkpoint
     from twinlens.model.published import read_published
 
     if (folder := _own_folder(place)) is not None:
@@ -89,9 +88,8 @@ def load_checkpoint_at(place: Path, **overrides: Any) -> "tuple[Clip, Published 
         return load_checkpoint(folder), None
     published = read_published(place, **overrides)
     _say(published.notes)
-    model = Clip(published.config)
-    load_weights(model, published.tensors, source=str(published.source))
-    return model.eval(), published
+    model = build_clip(published.config, published.tensors, source=str(published.source))
+    return model, published
 
 
 def _own_folder(place: Path) -> Path | None:

@@ -23,9 +23,7 @@ BINARY = {"Add", "Mul", "Sub", "Div", "Pow"}
 Shapes = dict[str, list[tuple[int, ...]]]
 
 
-def simplify_tower(
-    source: Path, target: Path, example: Num[np.ndarray, "batch *shape"]
-) -> None:
+def simplify_tower(source: Path, target: Path, example: Num[np.ndarray, "batch *shape"]) -> None:
     """Write the tower at `source` so that it runs faster; its vectors agree to about 1e-6.
 
     `example` is any valid batch: shapes are learnt from it.
@@ -46,7 +44,10 @@ def simplified(source: Path, example: Num[np.ndarray, "batch *shape"]) -> Graph:
 def _shapes(graph: Graph, example: np.ndarray) -> Shapes:
     """Every computed tensor's shape for a batch of two and for a batch of three."""
     nodes = list(graph.nodes)
-    tensors = [*graph.inputs, *(name for node in graph.sorted_nodes(graph.outputs) for name in node.output)]
+    tensors = [
+        *graph.inputs,
+        *(name for node in graph.sorted_nodes(graph.outputs) for name in node.output),
+    ]
     asked = {name: graph.add("Shape", [name]) for name in tensors}
     batches = [np.resize(example, (rows, *example.shape[1:])) for rows in (2, 3)]
     seen = list(observe(graph, asked.values(), batches))
@@ -86,7 +87,8 @@ def _pick_early(graph: Graph, shapes: Shapes, pick: Any) -> None:
         if name not in alone:
             alone[name] = False
             alone[name] = name not in graph.outputs and all(
-                reader is pick or (_is_row_wise(graph, reader, shapes) and is_alone(reader.output[0]))
+                reader is pick
+                or (_is_row_wise(graph, reader, shapes) and is_alone(reader.output[0]))
                 for reader in graph.readers.get(name, [])
             )
         return alone[name]
@@ -335,7 +337,9 @@ class _Rows:
         ):
             return False
         down, across = height // high, width // wide
-        tokens = self.tokens_after(node, [(2, down * across, channels), (3, down * across, channels)])
+        tokens = self.tokens_after(
+            node, [(2, down * across, channels), (3, down * across, channels)]
+        )
         if tokens is None:
             return False
         graph = self.graph
