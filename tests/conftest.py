@@ -7,6 +7,14 @@ import pytest
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Nothing that a test measures, converts or pulls lands in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWINLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder of golden files and real data; tests that need it skip where it is absent."""

@@ -26,7 +26,7 @@ COLOURS = {"red.png": (250, 0, 0), "green.png": (0, 250, 0), "trip/blue.png": (0
 def fake_embedder(monkeypatch):
     """The command's embedder: the fake, under whatever model name is asked for."""
 
-    def make(model="mini", *, threads=None, max_megapixels=180.0, batch_size=None):
+    def make(model="mini", *, runtime="onnxruntime", threads=None, max_megapixels=180.0):
         return FakeEmbedder(name=os.fspath(model), dim=64 if model == "big" else 32)
 
     monkeypatch.setattr(embed, "Embedder", make)

@@ -29,6 +29,7 @@ from twinlens.embed import (
 from twinlens.errors import ConfigError, ModelNotFound
 from twinlens.runtime import session
 from twinlens.runtime.folder import BUILT_IN, CONFIG_NAME, RuntimeConfig
+from twinlens.runtime.plan import Plan
 from twinlens.testing import FakeEmbedder
 
 RED, BLUE = Image.new("RGB", (9, 7), (255, 0, 0)), Image.new("RGB", (9, 7), (0, 0, 255))
@@ -289,23 +290,69 @@ def test_decoding_and_the_session_overlap(
     decoded: list[float] = []
     during_session: list[int] = []
     toy = Embedder(toy_folder, threads=1, batch_size=2)
-    prepare, run = toy._prepare, toy._image_vectors
+    prepare, run = toy._prepare, toy._embedded
 
     def slow_prepare(source: ImageSource) -> object:
         time.sleep(0.005)
         decoded.append(time.perf_counter())
         return prepare(source)
 
-    def slow_run(pixels: list[np.ndarray]) -> np.ndarray:
+    def slow_run(batch: list[tuple[int, object]], session: object) -> EmbeddedBatch:
         before = len(decoded)
         time.sleep(0.02)
         during_session.append(len(decoded) - before)
-        return run(pixels)
+        return run(batch, session)
 
     monkeypatch.setattr(toy, "_prepare", slow_prepare)
-    monkeypatch.setattr(toy, "_image_vectors", slow_run)
+    monkeypatch.setattr(toy, "_embedded", slow_run)
     assert toy.images([RED] * 40).shape == (40, 3)
     assert sum(during_session) > 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_long_stream_gives_the_same_rows_however_it_is_shared_out(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    asked: list[int] = []
+
+    def chosen(*_: object, **__: object) -> Plan:
+        asked.append(1)
+        return Plan(workers=workers, threads=1, batch_size=7, images_per_second=1.0)
+
+    monkeypatch.setattr(embed, "best_plan", chosen)
+    toy = Embedder(toy_folder, threads=2)
+    sources: list[ImageSource] = [(RED, BLUE)[n % 2] for n in range(embed.LONG_STREAM + 50)]
+    sources[100] = b"no picture"
+    batches = list(toy.stream_images(iter(sources)))
+    assert asked == [1] and max(len(b.positions) for b in batches) == 7
+    places = [p for b in batches for p in (*b.positions, *(s.position for s in b.skipped))]
+    assert sorted(places) == list(range(len(sources)))
+    assert [s.position for b in batches for s in b.skipped] == [100]
+    rows = np.concatenate([b.vectors for b in batches])
+    positions = np.concatenate([b.positions for b in batches]).astype(int)
+    few = toy.images([RED, BLUE])
+    np.testing.assert_allclose(rows, few[positions % 2], atol=1e-6)
+    asked.clear()
+    list(toy.stream_images(sources[: embed.LONG_STREAM - 1]))
+    assert asked == []  # a short stream is not worth measuring for
+
+
+def test_leaving_a_long_stream_early_reads_no_further(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(workers=2, threads=1, batch_size=4, images_per_second=1.0)
+    monkeypatch.setattr(embed, "best_plan", lambda *_, **__: plan)
+    read: list[int] = []
+
+    def endless() -> Iterator[ImageSource]:
+        while True:
+            read.append(1)
+            yield RED
+
+    stream = Embedder(toy_folder, threads=2).stream_images(endless())
+    next(stream)
+    stream.close()
+    assert len(read) <= embed.LONG_STREAM + 40
 
 
 # --- sessions ---
@@ -317,10 +364,10 @@ def test_each_tower_is_opened_at_its_first_use_and_once(
     opened: list[str] = []
     real = session.open_session
 
-    def recording(path: Path, *, threads: int | None = None) -> session.TowerSession:
+    def recording(path: Path, **options) -> session.Session:
         opened.append(path.name)
         time.sleep(0.01)
-        return real(path, threads=threads)
+        return real(path, **options)
 
     monkeypatch.setattr(embed, "open_session", recording)
     toy = Embedder(toy_folder)

@@ -87,11 +87,30 @@ def test_an_export_that_differs_is_refused_and_nothing_is_left(
         onnx.save(graph, text)
 
     monkeypatch.setattr(export, "export_towers", faulty)
-    with pytest.raises(
-        CheckpointMismatch, match=r"text tower in fp32 differs.*Nothing was written"
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"text tower in fp32 differs"):
         convert(own_folder, tmp_path / "out" / "runtime")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_image_tower_that_fixed_ranges_spoil_gets_ranges_by_row(
+    own_folder, tmp_path, monkeypatch
+):
+    real = convert_module.agreement
+    calls: list[int] = []
+
+    def spoilt(*arguments):
+        calls.append(1)
+        result = real(*arguments)
+        # fp32 against PyTorch comes first, then the int8 image tower with fixed ranges.
+        return replace(result, mean_cosine=0.9) if len(calls) == 2 else result
+
+    monkeypatch.setattr(convert_module, "agreement", spoilt)
+    steps: list[str] = []
+    result = convert(own_folder, tmp_path / "int8", precision="int8", say=steps.append)
+    assert any("Ranges are not fixed then" in step for step in steps)
+    assert result.image.mean_cosine > 0.99 and result.image.items == 21
+    kinds = {node.op_type for node in onnx.load(tmp_path / "int8" / "image.onnx").graph.node}
+    assert "MatMulNBits" in kinds
 
 
 def test_a_target_that_is_there_is_not_touched_unless_asked(own_folder, tmp_path):

@@ -78,14 +78,14 @@ def test_a_whole_name_shows_every_fact_its_source_and_what_to_type_next(run):
 
 
 def test_a_model_that_cannot_run_says_why(run):
-    card = run("models", "convnext/xxlarge").out
-    assert "cannot run       ConvNeXt image towers are not built yet" in card
-    result = run("pull", "convnext/xxlarge")
+    card = run("models", "mobileclip2/s0").out
+    assert "cannot run       it is published in Apple's own format" in card
+    result = run("pull", "mobileclip2/s0")
     assert (result.code, result.out) == (1, "")
     assert result.err == (
-        "twinlens: convnext/xxlarge is known, but twinlens cannot run it: ConvNeXt image towers "
-        "are not built yet. To have the files all the same: `twinlens pull "
-        "hf:laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup`.\n"
+        "twinlens: mobileclip2/s0 is known, but twinlens cannot run it: it is published in "
+        "Apple's own format, before re-parameterisation, which is not read. To have the files all "
+        "the same: `twinlens pull hf:apple/MobileCLIP2-S0`.\n"
     )
 
 

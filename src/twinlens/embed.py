@@ -1,9 +1,10 @@
 """Turns pictures and texts into unit vectors of one shared space.
 
 Joins what others do: image.py decodes, preprocess.py and tokenizer.py prepare, the
-sessions of runtime/ compute. What is done here is the joining: decoding runs in threads
-ahead of the session, a bad picture is reported instead of ending the run, and a text
-beyond the model's context is cut with a warning or averaged over its parts.
+sessions of runtime/ compute. What is done here is the joining: decoding overlaps the
+session, in the way that was measured to be the fastest here if the stream is long; a bad
+picture is reported instead of ending the run, and a text beyond the model's context is cut
+with a warning or averaged over its parts.
 """
 
 import functools
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
@@ -26,6 +27,7 @@ from PIL import Image
 from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, ImageSource, read_image, source_name
 from twinlens.data.tokenizer import Tokenizer, open_tokenizer
 from twinlens.errors import ConfigError, UnreadableImage
+from twinlens.hub.cache import cache_folder
 from twinlens.runtime.folder import (
     CONFIG_NAME,
     RuntimeConfig,
@@ -34,7 +36,9 @@ from twinlens.runtime.folder import (
     model_identity,
     split_dim,
 )
-from twinlens.runtime.session import TowerSession, open_session, unit_rows
+from twinlens.runtime.machine import usable_cores
+from twinlens.runtime.plan import LONG_STREAM, Plan, best_plan
+from twinlens.runtime.session import Runtime, Session, open_session, unit_rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,6 +46,7 @@ Result = TypeVar("Result")
 DEFAULT_BATCH_SIZE = 8  # int8 mini, 2 cores: 4 to 8 keep activations in cache, 16 is 15% slower
 TEXT_BATCH_SIZE = 64
 BATCHES_AHEAD = 4  # decoded pictures that may wait for the session, in batches
+BATCHES_PER_WORKER = 2  # that may wait for whoever reads the stream
 
 
 class SkippedItemsWarning(UserWarning):
@@ -114,10 +119,12 @@ class Embedder:
     `model` is the name of a built-in or pulled model, a runtime folder, or a checkpoint of any
     published format, which is converted once into the user's cache. `dim` keeps that many
     leading numbers of each vector and brings them back to unit length (Matryoshka: Kusupati et
-    al. 2022, arXiv:2205.13147); `"NAME@256"` says the same in the name. `threads` bounds both
-    the decoding threads and the session's; by default the cores this process may use. Each
-    tower is opened at its first use, so a text search never loads the image tower. May be
-    shared between threads.
+    al. 2022, arXiv:2205.13147); `"NAME@256"` says the same in the name. `runtime` is
+    "onnxruntime" or "openvino" (extra `openvino`). `threads` bounds both the decoding threads
+    and the session's; by default the cores this process may use. Without a `batch_size` the
+    first long stream measures for two seconds what is fastest here, and the user's cache
+    remembers it. Each tower is opened at its first use, so a text search never loads the image
+    tower. May be shared between threads.
 
     Raises ModelNotFound for a name or folder that holds no model, ConfigError for one that
     does not fit this version and for fewer than one thread, what load_model raises for a
@@ -129,6 +136,7 @@ class Embedder:
         model: str | os.PathLike[str] = "mini",
         *,
         dim: int | None = None,
+        runtime: Runtime = "onnxruntime",
         threads: int | None = None,
         max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
         batch_size: int | None = None,
@@ -145,10 +153,12 @@ class Embedder:
                 f"{self.config.name} gives {self.config.dim} numbers per vector; {self.dim} "
                 f"cannot be kept."
             )
-        self.threads = threads or _usable_cores()
+        self.runtime: Runtime = runtime
+        self.threads = threads or usable_cores()
         self.max_megapixels = max_megapixels
         self.batch_size = batch_size or DEFAULT_BATCH_SIZE
-        self._sessions: dict[str, TowerSession] = {}
+        self._measures = batch_size is None  # an explicit size is taken as it is
+        self._sessions: dict[tuple[str, int], Session] = {}
         self._opening = threading.Lock()
 
     @property
@@ -176,12 +186,12 @@ class Embedder:
         return open_tokenizer(self.config.tokenizer, self.folder)
 
     @property
-    def image_session(self) -> TowerSession:
+    def image_session(self) -> Session:
         """The image tower alone: preprocessed pixels in, vectors of any length out."""
         return self._open_once(self.config.image_file)
 
     @property
-    def text_session(self) -> TowerSession:
+    def text_session(self) -> Session:
         """The text tower alone: padded token ids in, vectors of any length out."""
         return self._open_once(self.config.text_file)
 
@@ -204,24 +214,56 @@ class Embedder:
         has not begun; at most one picture per thread is waited for.
         """
         size = batch_size or self.batch_size
+        if batch_size is None and self._measures:
+            beginning = list(islice(sources := iter(sources), LONG_STREAM))
+            sources = chain(beginning, sources)
+            if len(beginning) == LONG_STREAM:
+                plan = self._plan
+                size = plan.batch_size
+                if plan.workers > 1:
+                    yield from self._stream_by_workers(sources, plan)
+                    return
         prepared = _map_ahead(
             self._prepare, sources, workers=self.threads, ahead=BATCHES_AHEAD * size
         )
         numbered = enumerate(prepared)
         try:
             while batch := list(islice(numbered, size)):
-                good = [(place, item) for place, item in batch if not isinstance(item, _Unread)]
-                yield EmbeddedBatch(
-                    positions=[place for place, _ in good],
-                    vectors=self._image_vectors([pixels for _, pixels in good]),
-                    skipped=[
-                        Skipped(place, item.source, item.reason, item.lasting)
-                        for place, item in batch
-                        if isinstance(item, _Unread)
-                    ],
-                )
+                yield self._embedded(batch, self.image_session)
         finally:
             prepared.close()
+
+    def _stream_by_workers(
+        self, sources: Iterable[ImageSource], plan: Plan
+    ) -> Generator[EmbeddedBatch, None, None]:
+        """Each worker decodes and runs a batch of its own."""
+        session = self._open_once(self.config.image_file, plan.threads)
+        numbered = enumerate(sources)
+        batches = iter(lambda: list(islice(numbered, plan.batch_size)), [])
+
+        def embed(batch: list[tuple[int, ImageSource]]) -> EmbeddedBatch:
+            prepared = [(place, self._prepare(source)) for place, source in batch]
+            return self._embedded(prepared, session)
+
+        ahead = plan.workers * BATCHES_PER_WORKER
+        done = _map_ahead(embed, batches, workers=plan.workers, ahead=ahead)
+        try:
+            yield from done
+        finally:
+            done.close()
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        config = self.config
+        side = config.preprocess.image_size
+        return best_plan(
+            lambda threads: self._open_once(config.image_file, threads),
+            lambda size: np.zeros((size, 3, side, side), dtype=np.float32),
+            fingerprint=self.model_id,
+            runtime=self.runtime,
+            cores=self.threads,
+            cache=cache_folder(),
+        )
 
     def texts(
         self, texts: Sequence[str], *, long: Literal["truncate", "average"] = "truncate"
@@ -273,7 +315,7 @@ class Embedder:
             vectors[places] = unit_rows(self.text_session.run(batch)[:, : self.dim])
         return vectors
 
-    def _prepare(self, source: ImageSource) -> Float32[np.ndarray, "3 height width"] | _Unread:
+    def _prepare(self, source: ImageSource) -> "_Prepared":
         preprocess = self.config.preprocess
         try:
             image = read_image(
@@ -285,20 +327,32 @@ class Embedder:
         except Exception as error:  # out of memory while resizing, say
             return _Unread(source_name(source), str(error) or type(error).__name__)
 
-    def _image_vectors(
-        self, pixels: list[Float32[np.ndarray, "3 height width"]]
-    ) -> Float32[np.ndarray, "item dim"]:
-        if not pixels:
-            return np.empty((0, self.dim), dtype=np.float32)
-        return unit_rows(self.image_session.run(np.stack(pixels))[:, : self.dim])
+    def _embedded(self, batch: "list[tuple[int, _Prepared]]", session: Session) -> EmbeddedBatch:
+        good = [(place, item) for place, item in batch if not isinstance(item, _Unread)]
+        vectors = np.empty((0, self.dim), dtype=np.float32)
+        if good:
+            vectors = unit_rows(session.run(np.stack([p for _, p in good]))[:, : self.dim])
+        return EmbeddedBatch(
+            positions=[place for place, _ in good],
+            vectors=vectors,
+            skipped=[
+                Skipped(place, item.source, item.reason, item.lasting)
+                for place, item in batch
+                if isinstance(item, _Unread)
+            ],
+        )
 
-    def _open_once(self, file_name: str) -> TowerSession:
+    def _open_once(self, file_name: str, threads: int | None = None) -> Session:
+        key = (file_name, threads or self.threads)
         with self._opening:
-            if file_name not in self._sessions:
-                self._sessions[file_name] = open_session(
-                    self.folder / file_name, threads=self.threads
+            if key not in self._sessions:
+                self._sessions[key] = open_session(
+                    self.folder / file_name, runtime=self.runtime, threads=key[1]
                 )
-            return self._sessions[file_name]
+            return self._sessions[key]
+
+
+_Prepared = Float32[np.ndarray, "3 height width"] | _Unread
 
 
 def collect_images(
@@ -361,9 +415,3 @@ def _ready(model: str | os.PathLike[str]) -> Path:
     from twinlens.runtime.convert import ready_folder  # by now it may take a minute anyway
 
     return ready_folder(model, say=logging.getLogger("twinlens").info)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: containers and taskset narrow it
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

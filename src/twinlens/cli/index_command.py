@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -42,6 +42,10 @@ ThreadsOption = Annotated[
         metavar="N", min=1, help="Threads to use. [default: all cores]", show_default=False
     ),
 ]
+RuntimeOption = Annotated[
+    Literal["onnxruntime", "openvino"],
+    typer.Option(help="What runs the towers; openvino is an extra to install."),
+]
 MaxMegapixelsOption = Annotated[
     float, typer.Option(metavar="N", min=0.001, help="Skip pictures that are larger than this.")
 ]
@@ -55,6 +59,7 @@ def index_command(
     ),
     max_megapixels: MaxMegapixelsOption = 180.0,
     index_dir: IndexDirOption = None,
+    runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what happened as JSON, to stdout.")
@@ -76,6 +81,7 @@ def index_command(
         model,
         index_dir=index_dir,
         rebuild=rebuild,
+        runtime=runtime,
         threads=threads,
         max_megapixels=max_megapixels,
     ) as photos:

@@ -18,6 +18,7 @@ from twinlens.cli.index_command import (
     IndexDirOption,
     MaxMegapixelsOption,
     ModelOption,
+    RuntimeOption,
     ThreadsOption,
 )
 from twinlens.errors import IndexBusy, TwinlensError
@@ -81,6 +82,7 @@ def search_command(
     model: ModelOption = None,
     max_megapixels: MaxMegapixelsOption = 180.0,
     index_dir: IndexDirOption = None,
+    runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = None,
 ) -> None:
     """Find the photos of FOLDER that are closest to QUERY.
@@ -104,6 +106,7 @@ def search_command(
         model,
         index_dir=index_dir,
         create=not no_index,
+        runtime=runtime,
         threads=threads,
         max_megapixels=max_megapixels,
     ) as photos:

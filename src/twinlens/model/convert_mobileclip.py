@@ -75,7 +75,12 @@ def _whole(fold: "Callable[[_Trunk, str], Leaves]", trunk: "_Trunk", source: str
             f"The checkpoint lacks {TRUNK}{error.args[0]}, without which what belongs to it "
             f"cannot be folded: the file was cut or edited. Get it again."
         ) from error
-    except (IndexError, RuntimeError, ValueError) as error:  # what PyTorch says of shapes
+    except (
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # what PyTorch says of shapes
         raise CheckpointMismatch(
             f"The checkpoint's tensors of {TRUNK}{source} have shapes that do not belong together: "
             f"the file was edited, or is of a tower that is not known here."

@@ -248,7 +248,7 @@ def _image_config(
         return _fastvit_config(ours, towers, weights)
     convolution_stem = "image_tower.patch.4.weight" in ours
     if convolution_stem:
-        width = _need(ours, "image_tower.patch.4.weight", 0, weights)
+        width = _need(ours, "image_tower.final_norm.weight", 0, weights)
         patch = 4 * _need(ours, "image_tower.patch.0.weight", 3, weights)
     else:
         width = _need(ours, "image_tower.patch.weight", 0, weights)

@@ -29,7 +29,7 @@ from twinlens.errors import CheckpointMismatch, ConfigError, ModelNotFound, requ
 from twinlens.hub.cache import cache_folder
 from twinlens.runtime.folder import CONFIG_NAME, RuntimeConfig, locate
 from twinlens.runtime.load import load_checkpoint_at, preprocess_config, tokenizer_config
-from twinlens.runtime.session import TowerSession, open_session, unit_rows
+from twinlens.runtime.session import Session, open_session, unit_rows
 from twinlens.runtime.verify import Agreement, agreement
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -37,6 +37,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 # Cosines to the tower before: fp32 to PyTorch, the others to fp32. Exports agree to 1e-6 or so.
 LIMITS: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.99}
 BATCH = 8
+HELD_OUT = 3  # every third photo
 CONVERTER = 1  # raised when the same checkpoint would be converted to something else
 
 Report = Callable[[str], None]
@@ -141,37 +142,46 @@ class Samples:
         ids = [tokenizer.truncate(tokenizer.encode(caption)) for caption in captions]
         self.ids: Int64[np.ndarray, "item token"] = tokenizer.pad(ids)
 
-    def image_batches(self) -> list[np.ndarray]:
-        return [self.pixels[i : i + BATCH] for i in range(0, len(self.pixels), BATCH)]
+        # int8 is judged by photos that its ranges were not fitted to.
+        fitted = np.arange(len(self.pixels)) % HELD_OUT != 0
+        self.calibration = _batches(self.pixels[fitted])
+        self.held_out = _batches(self.pixels[~fitted])
 
-    def text_batches(self) -> list[np.ndarray]:
-        return [self.ids[i : i + BATCH] for i in range(0, len(self.ids), BATCH)]
+    def of(self, side: str) -> list[np.ndarray]:
+        """Every sample of one side, in batches."""
+        return _batches(self.pixels if side == "image" else self.ids)
+
+
+def _batches(items: np.ndarray) -> list[np.ndarray]:
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
 
 
 def _write(
     model: Any, inputs: Samples, folder: Path, precision: Precision, say: Report
 ) -> Conversion:
     from twinlens.runtime.export import export_towers, torch_tower
+    from twinlens.runtime.simplify import simplify_tower
 
     whole = folder if precision == "fp32" else folder / "fp32"
     whole.mkdir(exist_ok=True)
     say("exporting both towers")
-    export_towers(model, whole / "image.onnx", whole / "text.onnx", context=inputs.ids.shape[1])
-    batches = {"image": inputs.image_batches(), "text": inputs.text_batches()}
+    raw = {side: whole / f"{side}.raw.onnx" for side in ("image", "text")}
+    export_towers(model, raw["image"], raw["text"], context=inputs.ids.shape[1])
+    batches = {side: inputs.of(side) for side in raw}
     encode = {"image": model.encode_image, "text": model.encode_text}
     results = {}
     vectors = {}
-    for side in ("image", "text"):
+    for side, path in raw.items():
+        simplify_tower(path, whole / f"{side}.onnx", batches[side][0])
+        path.unlink()
         exported = open_session(whole / f"{side}.onnx")
         say(f"comparing the {side} tower with PyTorch's on {len(np.concatenate(batches[side]))}")
         reference = torch_tower(encode[side])
         results[side] = _agreed(side, "fp32", reference, exported, batches[side])
         if precision != "fp32":
             say(f"making the {side} tower {precision}")
-            _reduce(side, precision, whole, folder, inputs)
-            reduced = open_session(folder / f"{side}.onnx")
-            results[side] = _agreed(side, precision, exported.run, reduced, batches[side])
-            exported = reduced
+            source, small = whole / f"{side}.onnx", folder / f"{side}.onnx"
+            exported, results[side] = _reduced(side, precision, source, small, inputs, say)
         vectors[side] = unit_rows(np.concatenate([exported.run(b) for b in batches[side]]))
     if precision != "fp32":
         shutil.rmtree(whole)
@@ -189,7 +199,7 @@ def _agreed(
     side: str,
     precision: Precision,
     reference: Any,
-    session: TowerSession,
+    session: Session,
     batches: list[np.ndarray],
 ) -> Agreement:
     """The agreement of two towers. Raises CheckpointMismatch when it is below the limit."""
@@ -198,22 +208,34 @@ def _agreed(
     if not cosine >= LIMITS[precision]:
         raise CheckpointMismatch(
             f"The {side} tower in {precision} differs from the one it was made of: cosine "
-            f"{cosine:.5f} on the package's samples, at least {LIMITS[precision]} is wanted. "
-            f"Nothing was written."
+            f"{cosine:.5f} on the package's samples, at least {LIMITS[precision]} is wanted."
         )
     return result
 
 
-def _reduce(side: str, precision: Precision, whole: Path, folder: Path, inputs: Samples) -> None:
+def _reduced(
+    side: str, precision: Precision, source: Path, target: Path, inputs: Samples, say: Report
+) -> tuple[Session, Agreement]:
+    """The smaller tower, opened, and how near it is to the one at `source`."""
     from twinlens.runtime import quantize
 
-    source, target = whole / f"{side}.onnx", folder / f"{side}.onnx"
+    whole = open_session(source).run
+    held_out = inputs.held_out if (side, precision) == ("image", "int8") else inputs.of(side)
     if precision == "fp16":
         quantize.to_float16(source, target)
     elif side == "image":
-        quantize.quantize_image_tower(source, target, iter(inputs.image_batches()))
+        try:
+            quantize.quantize_image_tower(source, target, iter(inputs.calibration))
+            session = open_session(target)
+            return session, _agreed(side, precision, whole, session, held_out)
+        except CheckpointMismatch as error:
+            # Ranges found anew for each row suffer no surprise, at half the speed.
+            say(f"{error} Ranges are not fixed then, which is slower.")
+            quantize.quantize_blocks(source, target)
     else:
         quantize.quantize_text_tower(source, target)
+    session = open_session(target)
+    return session, _agreed(side, precision, whole, session, held_out)
 
 
 def _image_query_weight(

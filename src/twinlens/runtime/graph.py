@@ -35,6 +35,9 @@ class Graph:
         self.outputs: list[str] = [value.name for value in self.model.graph.output]
         self._arrays: dict[str, np.ndarray] = {}
         self._names = 0
+        self._taken = set(self.constants)
+        for node in self.model.graph.node:
+            self._taken.update(node.input, node.output)
         same: dict[str, str] = {}
         for node in self.model.graph.node:
             for place, name in enumerate(node.input):
@@ -93,8 +96,12 @@ class Graph:
         return output
 
     def new_name(self, hint: str) -> str:
-        self._names += 1
-        return f"tl{self._names}_{hint}"
+        """A name that no tensor has: the file may have been rewritten here before."""
+        while True:
+            self._names += 1
+            name = f"{hint}_{self._names}"
+            if name not in self._taken:
+                return name
 
     def save(self, path: Path, *, also: Iterable[str] = ()) -> None:
         """Write what the outputs need; weights beyond two gigabytes go to `path.data`.

@@ -117,6 +117,15 @@ def quantize_text_tower(
     if calibration is not None:
         quantize_products(source, target, calibration)
         return
+    quantize_blocks(source, target)
+
+
+def quantize_blocks(source: Path, target: Path) -> None:
+    """int8 weights with a scale per BLOCK numbers; activations by row, at each call.
+
+    No calibration and no surprise, at half the speed of fixed ranges. ONNX Runtime only.
+    """
+    _require_onnx()
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer

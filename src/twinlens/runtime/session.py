@@ -23,7 +23,6 @@ class GpuNotUsedWarning(UserWarning):
 
 
 @runtime_checkable
-@runtime_checkable
 class Session(Protocol):
     """One tower, ready to run."""
 

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, IMAGE_SUFFIXES
 from twinlens.embed import EmbedderLike
@@ -114,6 +115,7 @@ def index(
     *,
     index_dir: str | os.PathLike[str] | None = None,
     rebuild: bool = False,
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
     threads: int | None = None,
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
 ) -> PhotoIndex:
@@ -127,6 +129,7 @@ def index(
         model,
         index_dir=index_dir,
         rebuild=rebuild,
+        runtime=runtime,
         threads=threads,
         max_megapixels=max_megapixels,
     )
@@ -141,6 +144,7 @@ def open_photos(
     index_dir: str | os.PathLike[str] | None = None,
     create: bool = True,
     rebuild: bool = False,
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
     threads: int | None = None,
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
 ) -> PhotoIndex:
@@ -174,7 +178,9 @@ def open_photos(
             f"{folder} holds no pictures. Looked, in its folders too, for "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    embedder = embed.Embedder(model, threads=threads, max_megapixels=max_megapixels)
+    embedder = embed.Embedder(
+        model, runtime=runtime, threads=threads, max_megapixels=max_megapixels
+    )
     # A model's own name need not find it again; what was typed does, from anywhere.
     record = ModelRecord(model_id=embedder.model_id, name=lasting_name(model), dim=embedder.dim)
     if stored is not None and rebuild:
