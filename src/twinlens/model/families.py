@@ -125,8 +125,9 @@ def openai_towers(
 
 
 def _heads_of_64(ours: Mapping[str, Tensor], name: str) -> int | None:
+    """As OpenAI counts them: rounded down. None below one head's width."""
     width = shape_of(ours, name, 0)
-    return None if width is None or width % HEAD_WIDTH else width // HEAD_WIDTH
+    return None if width is None else width // HEAD_WIDTH or None
 
 
 def open_clip_config(weights: Path, folder: Path, notes: list[str]) -> tuple[dict[str, Any], Path]:

@@ -9,6 +9,7 @@ their own. Needs the extra `train`.
 import csv
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -302,9 +303,8 @@ def ready_folder(
     key = hashlib.blake2b(
         repr((CONVERTER, str(place.resolve()), state)).encode(), digest_size=8
     ).hexdigest()
-    target = (
-        cache_folder() / "converted" / f"{_name_of(name_or_path, place).replace('/', '--')}-{key}"
-    )
+    slug = re.sub(r"[^\w.@-]+", "-", _name_of(name_or_path, place))
+    target = cache_folder() / "converted" / f"{slug}-{key}"
     if not (target / CONFIG_NAME).is_file():
         say(f"converting {place} once; it is kept in {target}")
         convert(place, target, name=_name_of(name_or_path, place), overwrite=True, say=say)

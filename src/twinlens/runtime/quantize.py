@@ -129,11 +129,14 @@ def quantize_blocks(source: Path, target: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         blocks = Path(folder) / "blocks.onnx"
+        model = ONNXModel(onnx.load(source))
+        model.replace_gemm_with_matmul()  # the one product that the next step knows
         quantizer = MatMulNBitsQuantizer(
-            onnx.load(source), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+            model.model, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
         )
         quantizer.process()
         quantizer.model.save_model_to_file(str(blocks))
