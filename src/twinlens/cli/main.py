@@ -18,10 +18,12 @@ from typer.core import TyperGroup
 from twinlens import __version__
 from twinlens.cli.console import note
 from twinlens.cli.convert_command import convert_command
+from twinlens.cli.data_command import data_check_command
 from twinlens.cli.index_command import index_command
 from twinlens.cli.models_command import models_command
 from twinlens.cli.pull_command import pull_command
 from twinlens.cli.search_command import QueryCommand, search_command
+from twinlens.cli.train_command import train_command
 from twinlens.errors import TwinlensError
 
 BROKEN_PIPE_EXIT_CODE = 141  # what a shell reports for any tool that SIGPIPE ended
@@ -68,6 +70,10 @@ app.command("search", cls=QueryCommand)(search_command)
 app.command("convert")(convert_command)
 app.command("models")(models_command)
 app.command("pull")(pull_command)
+app.command("train")(train_command)
+data = typer.Typer(rich_markup_mode=None, help="Look after the data that models are trained on.")
+data.command("check")(data_check_command)
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> bool:

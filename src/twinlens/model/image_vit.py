@@ -51,11 +51,16 @@ def make_patches(config: VitConfig) -> nn.Module:
 
 
 class VitTower(nn.Module):
-    """Pixels to one feature vector per image."""
+    """Pixels to one feature vector per image.
+
+    `patch_dropout` is the share of patches that training leaves out, others for each
+    picture (Li et al. 2023, arXiv:2212.00794); the class token always stays.
+    """
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.config = config
+        self.patch_dropout = 0.0
         self.patch = make_patches(config)
         std = config.width**-0.5
         tokens = config.grid**2
@@ -78,19 +83,39 @@ class VitTower(nn.Module):
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch channel"]:
         """`pixels` are normalised; height and width are `config.image_size`."""
+        if self.training and self.config.pool == "class" and len(self.blocks) > 0:
+            x = self._embed(pixels)
+            for block in self.blocks[:-1]:
+                x = block(x)
+            first = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+            return self.pool(self.blocks[-1](x, at=first))
         return self.pool(self.tokens(pixels))
 
     def tokens(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch token channel"]:
         """What the last block gives, before the final norm."""
+        x = self._embed(pixels)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def _embed(self, pixels: Tensor) -> Tensor:
         x = self.patch(pixels).flatten(2).transpose(1, 2)  # (batch, patch, channel)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)
-        x = self.input_norm(x + self.position)
-        for block in self.blocks:
-            x = block(x)
-        return x  # type: ignore[no-any-return]
+        x = x + self.position
+        if self.training and self.patch_dropout > 0:
+            x = self._some_patches(x)
+        return self.input_norm(x)  # type: ignore[no-any-return]
+
+    def _some_patches(self, x: Tensor) -> Tensor:
+        before = 0 if self.class_token is None else 1
+        batch, patches = x.shape[0], x.shape[1] - before
+        kept = max(1, round(patches * (1 - self.patch_dropout)))
+        order = torch.rand(batch, patches, device=x.device).argsort(dim=1)[:, :kept] + before
+        rows = torch.arange(batch, device=x.device)[:, None]
+        return torch.cat([x[:, :before], x[rows, order]], dim=1)
 
     def pool(self, tokens: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch channel"]:
         """One feature per image from the last block's tokens."""

@@ -33,17 +33,30 @@ class ClipTextTower(nn.Module):
 
     def forward(self, token_ids: Int64[Tensor, "batch token"]) -> Float[Tensor, "batch channel"]:
         """At most `config.context` tokens, each row with its end token inside."""
+        if self.training and len(self.blocks) > 0:
+            return self._pooled_alone(token_ids)
         x = self.hidden_states(token_ids)
-        match self.config.pool:
-            case "last":
-                return x[:, -1]
-            case "argmax":
-                end = token_ids.argmax(dim=1)
-            case "eos":
-                assert self.config.eos_id is not None  # the config saw to it
-                # argmax gives the first of several equal values: the first end token.
-                end = torch.eq(token_ids, self.config.eos_id).int().argmax(dim=1)
-        return x[torch.arange(x.shape[0], device=x.device), end]
+        if self.config.pool == "last":
+            return x[:, -1]
+        return x[torch.arange(x.shape[0], device=x.device), self._end(token_ids)]
+
+    def _end(self, token_ids: Tensor) -> Tensor:
+        """The position of each row that is the text's feature."""
+        if self.config.pool == "last":
+            return torch.full_like(token_ids[:, 0], token_ids.shape[1] - 1)
+        if self.config.pool == "argmax":
+            return token_ids.argmax(dim=1)
+        assert self.config.eos_id is not None  # the config saw to it
+        # argmax gives the first of several equal values: the first end token.
+        return torch.eq(token_ids, self.config.eos_id).int().argmax(dim=1)
+
+    def _pooled_alone(self, token_ids: Tensor) -> Tensor:
+        """The same features, the last block computed where they are and nowhere else."""
+        x, mask = self._embed(token_ids)
+        for block in self.blocks[:-1]:
+            x = block(x, mask)
+        pooled: Tensor = self.final_norm(self.blocks[-1](x, mask, at=self._end(token_ids)))
+        return pooled[:, 0]
 
     def hidden_states(
         self,
@@ -53,12 +66,16 @@ class ClipTextTower(nn.Module):
         final_norm: bool = True,
     ) -> Float[Tensor, "batch token channel"]:
         """Every token's feature after the last or the last but one block."""
+        x, mask = self._embed(token_ids)
+        for block in self.blocks if layer == "last" else self.blocks[:-1]:
+            x = block(x, mask)
+        return self.final_norm(x) if final_norm else x
+
+    def _embed(self, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the first block takes, and who may look at whom."""
         tokens = token_ids.shape[1]
         mask = None
         if self.config.causal:
             mask = torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
             mask = mask[None, None]
-        x = self.token(token_ids) + self.position[:tokens]  # (batch, token, channel)
-        for block in self.blocks if layer == "last" else self.blocks[:-1]:
-            x = block(x, mask)
-        return self.final_norm(x) if final_norm else x  # type: ignore[no-any-return]
+        return self.token(token_ids) + self.position[:tokens], mask  # (batch, token, channel)
