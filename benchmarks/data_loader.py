@@ -62,7 +62,7 @@ def step_rate(cores: int, steps: int) -> float:
             started = time.perf_counter()
         normalize = torch.nn.functional.normalize
         pair = normalize(clip.encode_image(pixels)), normalize(clip.encode_text(ids))
-        contrastive_loss(*pair, clip.log_scale).backward()
+        contrastive_loss(*pair, clip.log_scale).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     return BATCH * steps / (time.perf_counter() - started)

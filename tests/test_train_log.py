@@ -1,6 +1,8 @@
 """What a run writes down about itself."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -61,9 +63,13 @@ def test_tensorboard_gets_the_curves_where_it_is_installed(tmp_path):
 
 
 def test_a_log_that_cannot_grow_is_one_sentence(tmp_path):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     log = RunLog(tmp_path, 0)
     log.close()
-    log._file = open("/dev/full", "w")
+    log._file = Full()
     with pytest.raises(TwinlensError, match=r"cannot be written \(No space left on device\)"):
         log.write(record(1))
 

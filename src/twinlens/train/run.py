@@ -4,7 +4,6 @@ Wrapping for several processes is processes.py's, what happens in a step is loop
 """
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,6 +65,11 @@ class Run:
 def alone_in(folder: Path) -> Iterator[None]:
     """This process is the only one to write `folder`; a lock that dies with it."""
     with (folder / ".lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: nobody watches there
+            yield
+            return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
