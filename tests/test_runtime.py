@@ -14,8 +14,8 @@ from twinlens.runtime.export import export_towers
 from twinlens.runtime.folder import (
     BUILT_IN,
     CONFIG_NAME,
-    locate,
     load_runtime_config,
+    locate,
     model_identity,
 )
 from twinlens.runtime.quantize import quantize_image_tower, quantize_text_tower
