@@ -20,6 +20,7 @@ from twinlens.data.preprocess import Preprocess
 from twinlens.data.tokenizer import TokenizerConfig
 from twinlens.embed import (
     BATCHES_AHEAD,
+    EmbeddedBatch,
     Embedder,
     EmbedderLike,
     Skipped,

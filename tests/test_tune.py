@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from twinlens.runtime import machine
 from twinlens.runtime.machine import _container_share, processor_name, usable_cores
 from twinlens.runtime.session import bounded_threads
 from twinlens.runtime.tune import (
@@ -146,3 +147,27 @@ def test_a_containers_share_of_time_counts_as_cores(tmp_path):
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert _container_share(tmp_path) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "exact"),
+    [
+        ("x86_64", "flags : fpu avx2 avx512_vnni", True),
+        ("AMD64", "flags : fpu avx2 avx_vnni", True),
+        ("x86_64", "flags : fpu avx2 avx512f", False),
+        ("x86_64", None, False),
+        ("aarch64", None, True),
+    ],
+)
+def test_sums_of_bytes_are_only_guarded_where_they_could_overflow(
+    tmp_path, monkeypatch, architecture, flags, exact
+):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    machine.multiplies_bytes_exactly.cache_clear()
+    try:
+        assert machine.multiplies_bytes_exactly() is exact
+    finally:
+        machine.multiplies_bytes_exactly.cache_clear()

@@ -38,6 +38,18 @@ def _container_share(root: Path) -> float | None:
 
 
 @functools.cache
+def multiplies_bytes_exactly() -> bool:
+    """Whether sums of 8-bit products are 32 bits wide: VNNI on x86, and every other processor."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return True
+    try:
+        flags = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False  # not known: rather slow than wrong
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+@functools.cache
 def processor_name() -> str:
     """Model of the processor, as far as the system tells: enough to tell two machines apart."""
     try:
