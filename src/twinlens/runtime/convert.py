@@ -97,8 +97,6 @@ def convert(
     }
     model, published = load_checkpoint_at(place, **overrides)
     preprocess = preprocess_config(place, published)
-    if image_size is not None:
-        preprocess = replace(preprocess, image_size=image_size)
     tokens, tokens_folder = tokenizer_config(place, published)
     tokenizer = open_tokenizer(tokens, tokens_folder)
     inputs = Samples(preprocess, tokenizer)
@@ -176,13 +174,15 @@ def _write(
         simplify_tower(path, whole / f"{side}.onnx", batches[side][0])
         path.unlink()
         exported = open_session(whole / f"{side}.onnx")
-        say(f"comparing the {side} tower with PyTorch's on {len(np.concatenate(batches[side]))}")
+        say(f"comparing the {side} tower with PyTorch's on {sum(map(len, batches[side]))}")
         reference = torch_tower(encode[side])
         results[side] = _agreed(side, "fp32", reference, exported, batches[side])
         if precision != "fp32":
             say(f"making the {side} tower {precision}")
             source, small = whole / f"{side}.onnx", folder / f"{side}.onnx"
-            exported, results[side] = _reduced(side, precision, source, small, inputs, say)
+            exported, results[side] = _reduced(
+                side, precision, source, exported, small, inputs, say
+            )
         vectors[side] = unit_rows(np.concatenate([exported.run(b) for b in batches[side]]))
     if precision != "fp32":
         shutil.rmtree(whole)
@@ -215,12 +215,18 @@ def _agreed(
 
 
 def _reduced(
-    side: str, precision: Precision, source: Path, target: Path, inputs: Samples, say: Report
+    side: str,
+    precision: Precision,
+    source: Path,
+    opened: Session,
+    target: Path,
+    inputs: Samples,
+    say: Report,
 ) -> tuple[Session, Agreement]:
-    """The smaller tower, opened, and how near it is to the one at `source`."""
+    """The smaller tower, opened, and how near it is to the one at `source`, which `opened` runs."""
     from twinlens.runtime import quantize
 
-    whole = open_session(source).run
+    whole = opened.run
     held_out = inputs.held_out if (side, precision) == ("image", "int8") else inputs.of(side)
     if precision == "fp16":
         quantize.to_float16(source, target)
