@@ -1,4 +1,4 @@
-"""What all commands print to people: notes on stderr, and the progress of indexing.
+"""What all commands print to people: notes on stderr, and how far long work is.
 
 Results go to stdout and are each command's own business.
 """
@@ -117,3 +117,50 @@ class _Bar:
             self._progress.console.print(
                 printable(message), markup=False, highlight=False, soft_wrap=True
             )
+
+
+class ProgressBar:
+    """A bar on stderr, on a terminal only; it appears with the first `update`."""
+
+    def __init__(self, verb: str, *, in_bytes: bool = False) -> None:
+        self.moved = False
+        self._verb = verb
+        self._in_bytes = in_bytes
+        self._visible = sys.stderr.isatty()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, done: int, total: int | None) -> None:
+        self.moved = True
+        if not self._visible:
+            return
+        if self._progress is None or self._task is None:
+            from rich import progress
+            from rich.console import Console
+
+            counts: list[progress.ProgressColumn] = (
+                [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+                if self._in_bytes
+                else [progress.MofNCompleteColumn()]
+            )
+            self._progress = progress.Progress(
+                progress.TextColumn(self._verb),
+                progress.BarColumn(),
+                *counts,
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)

@@ -1,17 +1,14 @@
 """`twinlens data ...`: what concerns training data. `check` looks it through."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinlens.cli.console import note, printable
+from twinlens.cli.console import ProgressBar, note, printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from twinlens.data.pairs import Source
 
 MOST_NAMED = 5  # pictures or groups that a list names; --json names all
@@ -98,7 +95,7 @@ def data_check_command(
         tokenizer = load_tokenizer(model)
     if html is not None and not html.absolute().parent.is_dir():
         raise ConfigError(f"{html.parent} is not a folder: the page cannot be written there.")
-    with _Bar() as bar:
+    with ProgressBar("checking") as bar:
         report = check_data(
             [source for text in sources for source in read_sources(text)],
             [source for text in against or () for source in read_sources(text)],
@@ -211,38 +208,3 @@ def _leak_lines(leaks: list[list[str]]) -> list[str]:
     if len(leaks) > MOST_NAMED:
         lines.append(f"    and {len(leaks) - MOST_NAMED:,} more: --json names them")
     return lines
-
-
-class _Bar:
-    """A progress bar on a terminal."""
-
-    def __init__(self) -> None:
-        self._visible = sys.stderr.isatty()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, done: int, total: int | None) -> None:
-        if not self._visible:
-            return
-        if self._progress is None or self._task is None:
-            from rich import progress
-            from rich.console import Console
-
-            self._progress = progress.Progress(
-                progress.TextColumn("checking"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=total)
-            self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)

@@ -2,17 +2,16 @@
 
 import json
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinlens.cli.console import note, printable
+from twinlens.cli.console import ProgressBar, note, printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    pass
 
 
 def pull_command(
@@ -52,7 +51,7 @@ def pull_command(
     from twinlens.hub.pull import pull
 
     started = time.monotonic()
-    with _Bar() as bar:
+    with ProgressBar("pulling", in_bytes=True) as bar:
         try:
             folder = pull(
                 name,
@@ -81,44 +80,3 @@ def pull_command(
 def search_line(model: str) -> str:
     """A command that uses a model that is here, to be pasted into a shell."""
     return f'twinlens search photos/ "a red bicycle" --model {shlex.quote(model)}'
-
-
-class _Bar:
-    """A progress bar in bytes, on a terminal only; it appears with the first of them."""
-
-    def __init__(self) -> None:
-        self.moved = False
-        self._visible = sys.stderr.isatty()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, done_bytes: int, total_bytes: int | None) -> None:
-        self.moved = True
-        if not self._visible:
-            return
-        if self._progress is None or self._task is None:
-            from rich import progress
-            from rich.console import Console
-
-            self._progress = progress.Progress(
-                progress.TextColumn("pulling"),
-                progress.BarColumn(),
-                progress.DownloadColumn(),
-                progress.TransferSpeedColumn(),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=total_bytes)
-            self._progress.start()
-        self._progress.update(self._task, completed=done_bytes, total=total_bytes)
