@@ -151,7 +151,8 @@ def test_a_server_that_stays_busy_or_has_no_such_shard_costs_only_that_shard(ser
 def test_a_server_that_goes_silent_is_given_up(server, monkeypatch):
     monkeypatch.setattr(remote, "RETRIES", 0)
     server.faults = ["slow"]
-    sources = [source_of(server, "0000.tar", timeout_seconds=0.2), source_of(server, "0001.tar")]
+    # Both: shards are fetched ahead, so either request may be the one that meets silence.
+    sources = [source_of(server, name, timeout_seconds=0.2) for name in ("0000.tar", "0001.tar")]
     stream = PairStream(sources, shuffle_buffer=0)
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"Nothing can be read from .*timed out"):
