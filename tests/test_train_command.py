@@ -3,14 +3,15 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from train_processes import SOURCES
 from train_run import losses
 from twinlens.cli.main import main
 from twinlens.embed import Embedder
@@ -91,6 +92,20 @@ def test_lora_saves_its_adapters_apart_and_they_are_small(pictures, own_folder, 
     assert adapter.stat().st_size < 10_000 < (run / "best/weights.safetensors").stat().st_size
 
 
+def test_teachers_hard_negatives_and_unlocking_are_options(pictures, own_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    code, _, err = run_cli(
+        capsys, "train", "--images", pictures, "--model", own_folder, "--run", run,
+        "--batch", 8, "--steps", 4, "--teacher", own_folder, "--feature-weight", 2,
+        "--hardness", 0.5, "--negative-captions", "swap", "--lock-image", 1, "--unlock-every", 0.5,
+    )  # fmt: skip
+    assert code == 0, err
+    written = TrainConfig.read(run / "config.json")
+    assert (written.feature_weight, written.hardness) == (2.0, 0.5)
+    assert (written.negative_captions, written.unlock_every) == ("swap", 0.5)
+    assert written.unlocked_image_layers == 1 and len(losses(run)) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -101,6 +116,9 @@ def test_lora_saves_its_adapters_apart_and_they_are_small(pictures, own_folder, 
         (["--images", "PICTURES", "--batch", "8", "--accumulate", "3"], "in 3 equal parts"),
         (["--images", "PICTURES", "--batch", "8", "--lock-image", "40"], "layers to unlock"),
         (["--images", "PICTURES", "--val", "nowhere.txt"], "nowhere.txt is not there"),
+        (["--images", "PICTURES", "--unlock-every", "5"], "unlock_every needs a locked tower"),
+        (["--images", "PICTURES", "--feature-weight", "1"], "but there are no teachers"),
+        (["--images", "PICTURES", "--loss", "sigmoid", "--hardness", "1"], "contrastive loss"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
@@ -119,7 +137,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, pictures, own_folder, tm
 
 def test_torchrun_gives_the_curve_of_one_process(pictures, own_folder, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
+    environment["PYTHONPATH"] = str(SOURCES)
     settings = ["train", "--images", pictures, "--model", own_folder, "--device", "cpu"]
     settings += ["--batch", "8", "--epochs", "2", "--lr", "1e-3"]
     commands = {
@@ -138,3 +156,49 @@ def test_torchrun_gives_the_curve_of_one_process(pictures, own_folder, tmp_path)
             timeout=240,
         )
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
+def test_an_epoch_of_all_captions_is_counted_where_a_table_says_them(
+    pictures, own_folder, tmp_path, capsys
+):
+    with (pictures / "captions.csv").open("a", newline="") as file:
+        table = csv.writer(file)
+        for number in range(8):  # a second caption for half of the sixteen
+            table.writerow([f"{number}.png", f"a plain picture, {number}"])
+    settings = {
+        "model": str(own_folder),
+        "data": [{"kind": "folder", "path": str(pictures)}],
+        "captions": "all",
+        "batch": 8,
+        "epochs": 2,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings))
+    code, out, err = run_cli(capsys, "train", path, "--run", tmp_path / "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 2 * 24 // 8
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_says_in_one_sentence_how_to_go_on(
+    pictures, own_folder, tmp_path, number, code
+):
+    arguments = ["train", "--images", pictures, "--model", own_folder, "--run", tmp_path / "run"]
+    arguments += ["--batch", "8", "--steps", "1000000", "--save-every", "1000000"]
+    arguments += ["--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "twinlens", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "step 1/1,000,000" in process.stderr.readline()
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=240)
+    sentence = errors.strip().splitlines()[-1]
+    assert process.returncode == code and out == "" and "Traceback" not in errors
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step_"))
+    assert sentence.startswith(f"twinlens: Stopped after step {step:,}, as {number.name} asked")
+    assert f"the same command continues after step {step:,} of 1,000,000" in sentence

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train_run import losses, open_memory, tiny_config, write_tiny
-from twinlens.errors import ConfigError, TwinlensError
+from twinlens.errors import ConfigError, TrainingStopped
 from twinlens.evaluate.retrieval import retrieval_scores
 from twinlens.model.checkpoint import load_checkpoint
 from twinlens.train.config import LoraConfig, OptimizerConfig
@@ -141,8 +141,10 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(mo
 
         return Inputs(train=Breaking(), pairs_per_epoch=32)
 
-    with pytest.raises(TwinlensError, match=r"no number in step 5; .*step_00000004.*lower --lr"):
+    sentence = r"no number in step 5; .*step_00000004.*lower --lr"
+    with pytest.raises(TrainingStopped, match=sentence) as stopped:
         train(tiny_config(model), tmp_path / "run", open_inputs=broken_data)
+    assert stopped.value.step == 5 and stopped.value.signal is None
 
 
 def test_other_settings_do_not_continue_a_run(model, tmp_path):

@@ -3,49 +3,16 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from train_processes import PROGRAM, SOURCES, finish, start, start_together
 from train_run import losses, write_tiny
 from twinlens.model.checkpoint import load_checkpoint
-
-PROGRAM = Path(__file__).parent / "train_run.py"
-SOURCES = Path(__file__).parent.parent / "src"
-
-
-def start(run: Path, model: Path, environment: dict[str, str] | None = None, **settings: object):
-    arguments = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(run), f"model={json.dumps(str(model))}", *arguments],
-        env={**os.environ, "PYTHONPATH": str(SOURCES), **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*processes: subprocess.Popen[str]) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-3000:]
-
-
-def start_together(count: int, run: Path, model: Path, **settings: object):
-    """As torchrun does: every process is told who it is."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    return [
-        start(run, model, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, **settings)
-        for r in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")

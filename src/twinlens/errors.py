@@ -12,6 +12,7 @@ has not read the code. Only `cli/` turns them into exit codes.
     ├─ IndexModelMismatch  (ValueError)   index built by another model
     ├─ IndexCorrupt        (RuntimeError) index files that contradict each other
     ├─ IndexBusy           (RuntimeError) another process is writing the index
+    ├─ TrainingStopped     (RuntimeError) a run that ended before its last step
     └─ MissingExtra        (ImportError)  package, install command
 """
 
@@ -61,6 +62,19 @@ class IndexCorrupt(TwinlensError, RuntimeError):
 
 class IndexBusy(TwinlensError, RuntimeError):
     """Another process is writing the same index."""
+
+
+class TrainingStopped(TwinlensError, RuntimeError):
+    """A training run that ended before its last step.
+
+    `signal` is the number of the signal that asked for it, after which a checkpoint was
+    written; None where the loss or a gradient was no number in step `step` (counted from 1).
+    """
+
+    def __init__(self, message: str, *, step: int, signal: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.signal = signal
 
 
 class MissingExtra(TwinlensError, ImportError):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from twinlens.cli.console import note, printable
-from twinlens.errors import ConfigError, require_package
+from twinlens.cli.console import note
+from twinlens.errors import ConfigError, TrainingStopped, require_package
+from twinlens.text import printable
 
 if TYPE_CHECKING:
     from twinlens.train.log import StepRecord
@@ -111,6 +112,20 @@ def train_command(
         Literal["contrastive", "sigmoid"] | None,
         typer.Option(help="CLIP's or SigLIP's. [default: contrastive]", show_default=False),
     ] = None,
+    hardness: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BETA",
+            help="Weigh a negative the more the closer it is; 0 to about 1. [default: 0]",
+        ),
+    ] = None,
+    negative_captions: Annotated[
+        Literal["none", "swap"] | None,
+        typer.Option(
+            help="Tell captions with two words exchanged apart as well. [default: none]",
+            show_default=False,
+        ),
+    ] = None,
     lora: Annotated[
         int | None,
         typer.Option(metavar="RANK", min=1, help="Learn low-rank adapters instead of weights."),
@@ -123,6 +138,14 @@ def train_command(
         int | None,
         typer.Option(metavar="N", min=0, help="Only the text tower's last N layers learn."),
     ] = None,
+    unlock_every: Annotated[
+        float | None,
+        typer.Option(
+            metavar="STEPS",
+            help="After so many steps (below 1: this share of all) one more layer of each locked "
+            "tower learns too.",
+        ),
+    ] = None,
     patch_dropout: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Leave so many patches out.")
     ] = None,
@@ -133,6 +156,13 @@ def train_command(
     teacher: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A checkpoint to learn from as well; may be repeated."),
+    ] = None,
+    feature_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WEIGHT",
+            help="Follow the teachers' embeddings too, not only their similarities. [default: 0]",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
     device: Annotated[
@@ -189,12 +219,16 @@ def train_command(
         "batch": batch,
         "accumulate": accumulate,
         "loss": loss,
+        "hardness": hardness,
+        "negative_captions": negative_captions,
         "lora": {"kind": "lora", "rank": lora, "alpha": 2.0 * lora} if lora else None,
         "unlocked_image_layers": lock_image,
         "unlocked_text_layers": lock_text,
+        "unlock_every": unlock_every,
         "patch_dropout": patch_dropout,
         "ema_decay": ema,
         "teachers": teacher or None,
+        "feature_weight": feature_weight,
         "seed": seed,
         "device": device,
         "precision": precision,
@@ -223,7 +257,14 @@ def train_command(
             say=line.say if speaks else _nothing,
             score=retrieval_scores,
         )
-    except KeyboardInterrupt as error:
+    except TrainingStopped as error:
+        if error.signal is None:
+            raise
+        line.end()
+        if speaks:
+            note(f"twinlens: {error}")
+        raise typer.Exit(128 + error.signal) from error  # as a shell reports it
+    except KeyboardInterrupt as error:  # before the first step, or the second one
         line.end()
         if speaks:
             note(f"stopped; the same command continues from the last checkpoint in {run}")

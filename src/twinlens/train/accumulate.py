@@ -21,12 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Outputs(NamedTuple):
-    """What the towers make of one part: unit embeddings, and the scalars of the loss."""
+    """What the towers make of one part: unit embeddings, and the scalars of the loss.
+
+    What is not scalar has rows that belong to the part; what is None is None in all parts.
+    """
 
     image: Float[Tensor, "batch dim"]
     text: Float[Tensor, "caption dim"]
     log_scale: Float[Tensor, ""]
     bias: Float[Tensor, ""] | None
+    negative_text: Float[Tensor, "negative dim"] | None = None  # captions that fit no image
+    image_like: Float[Tensor, "batch widths"] | None = None  # in teachers' spaces, side by side
+    text_like: Float[Tensor, "caption widths"] | None = None
 
 
 Forward = Callable[..., Outputs]
@@ -112,52 +118,51 @@ def cached_gradients(
                 held.add(part)
                 states.append(_RandomState())
                 seen.append((first or forward)(*part))
-        image, text, log_scale, bias = zip(*seen, strict=True)
-        leaves = Outputs(
-            torch.cat(image).requires_grad_(),
-            torch.cat(text).requires_grad_(),
-            log_scale[0].detach().clone().requires_grad_(),
-            None if bias[0] is None else bias[0].detach().clone().requires_grad_(),
-        )
+        by_output = list(zip(*seen, strict=True))
+        leaves = Outputs._make(map(_leaf, by_output))
         value = loss(leaves)
         torch.autograd.backward([value * grow])
-        gradients = [
-            None if leaf is None else (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-            for leaf in leaves
-        ]
-        sizes = [(len(out.image), len(out.text)) for out in seen]
-        del seen, leaves, image, text
+        # By part, what the loss wants of each of its outputs.
+        wanted = list(zip(*map(_shares, leaves, by_output), strict=True))
+        del seen, by_output, leaves
         after = _RandomState()
-        start = [0, 0]
         with _statistics_kept(module):
             for number, (part, state) in enumerate(zip(held, states, strict=True)):
                 last = number == len(states) - 1
                 with last_part(last):
                     state.restore()
                     out = forward(*part)
-                    stop = [s + n for s, n in zip(start, sizes[number], strict=True)]
-                    of_image, of_text, *of_scalars = gradients
-                    assert of_image is not None and of_text is not None
-                    wanted = [
-                        of_image[start[0] : stop[0]],
-                        of_text[start[1] : stop[1]],
-                        *(
-                            # The scalars were in the loss once, not once per part.
-                            None if g is None else (g if last else torch.zeros_like(g))
-                            for g in of_scalars
-                        ),
-                    ]
                     pairs = [
                         (tensor, gradient)
-                        for tensor, gradient in zip(out, wanted, strict=True)
+                        for tensor, gradient in zip(out, wanted[number], strict=True)
                         if tensor is not None and tensor.requires_grad
                     ]
                     torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
-                    start = stop
         after.restore()
         return value.detach()
     finally:
         held.close()
+
+
+def _leaf(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    """One output of all parts, as something that the loss can be differentiated by."""
+    first = parts[0]
+    if first is None:
+        return None
+    if first.ndim == 0:  # the same in all parts
+        return first.detach().clone().requires_grad_()
+    return torch.cat([tensor for tensor in parts if tensor is not None]).requires_grad_()
+
+
+def _shares(leaf: Tensor | None, parts: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The part of each in the gradient of a leaf that _leaf made of them."""
+    if leaf is None:
+        return [None] * len(parts)
+    gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    if leaf.ndim == 0:
+        # The scalars were in the loss once, not once per part.
+        return [*[torch.zeros_like(gradient)] * (len(parts) - 1), gradient]
+    return list(torch.split(gradient, [len(tensor) for tensor in parts if tensor is not None]))
 
 
 class _RandomState:

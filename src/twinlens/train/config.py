@@ -104,14 +104,22 @@ class TrainConfig(JsonConfig):
     seed: int = 0
 
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
+    hardness: float = 0.0  # of the contrastive loss: a negative weighs exp(hardness * its logit)
+    # Captions made wrong, by exchanging two words, that a picture must tell from its own.
+    negative_captions: Literal["none", "swap"] = "none"
     matryoshka: tuple[int, ...] = ()  # dims that must be good alone, besides the whole
     teachers: tuple[str, ...] = ()  # checkpoints to learn from besides the pairs
-    teacher_weight: float = 1.0
+    teacher_weight: float = 1.0  # of the distance to their similarities
+    feature_weight: float = 0.0  # of the distance to their embeddings themselves
+    feature_kind: Literal["mse", "cosine"] = "mse"
     optimizer: OptimizerConfig = OptimizerConfig()
 
     lora: LoraConfig | None = None
     unlocked_image_layers: int | None = None  # only the last so many learn; 0: none; None: all
     unlocked_text_layers: int | None = None
+    # Until each locked tower's next layer learns too: a share of all steps below 1, else a
+    # number of steps. None: the locked ones stay locked.
+    unlock_every: float | None = None
     patch_dropout: float = 0.0  # share of patches left out in training
     ema_decay: float | None = None  # the saved weights are an average of the steps'
 
@@ -137,6 +145,9 @@ class TrainConfig(JsonConfig):
             _require(
                 value is None or value >= 0, f"TrainConfig.{name} must not be negative: {value}."
             )
+        for name in ("hardness", "teacher_weight", "feature_weight"):
+            value = getattr(self, name)
+            _require(value >= 0, f"TrainConfig.{name} must not be negative: {value}.")
         _require(self.epochs > 0, f"TrainConfig.epochs must be above 0, not {self.epochs}.")
         _require(self.batch > 1, "TrainConfig.batch must be at least 2: pairs are told apart.")
         _require(
@@ -161,6 +172,36 @@ class TrainConfig(JsonConfig):
             or (self.unlocked_image_layers is None and self.unlocked_text_layers is None),
             "TrainConfig: lora locks every weight of its towers already; leave unlocked_*_layers "
             "out.",
+        )
+        _require(
+            self.loss == "contrastive" or (self.hardness == 0 and self.negative_captions == "none"),
+            "TrainConfig: hardness and negative_captions are of the contrastive loss; leave them "
+            "out with the sigmoid one.",
+        )
+        _require(
+            self.feature_weight == 0 or bool(self.teachers),
+            "TrainConfig.feature_weight is for teachers' embeddings, but there are no teachers. "
+            "Name one, or leave it out.",
+        )
+        self._check_unlocking()
+
+    def _check_unlocking(self) -> None:
+        if self.unlock_every is None:
+            return
+        _require(
+            self.unlock_every > 0,
+            f"TrainConfig.unlock_every must be above 0, not {self.unlock_every}.",
+        )
+        _require(
+            self.unlocked_image_layers is not None or self.unlocked_text_layers is not None,
+            "TrainConfig.unlock_every needs a locked tower: say with unlocked_image_layers or "
+            "unlocked_text_layers how many layers learn at first.",
+        )
+        # FSDP decides once, when it shards, which gradients it reduces.
+        _require(
+            self.distribute != "fsdp",
+            "TrainConfig: unlock_every is for one process or ddp; fsdp cannot unlock weights that "
+            "it has shared out. Leave one of the two out.",
         )
 
     def pairs_per_part(self, processes: int) -> int:

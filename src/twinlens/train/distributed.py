@@ -14,6 +14,7 @@ Any other loss of a batch goes the same way at W times the work: gather the embe
 `gather_with_gradient` and give the whole to it on every rank.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +22,17 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from twinlens.errors import ConfigError
 from twinlens.train.blocks import (
     contrastive_both_ways,
+    hard_negative_rows,
     sigmoid_rows,
     summed_over_rows,
     widened,
 )
-from twinlens.train.losses import contrastive_loss, sigmoid_loss
+from twinlens.train.losses import contrastive_loss, hard_negative_loss, sigmoid_loss
 
 
 def gather_with_gradient(
@@ -45,6 +48,24 @@ def gather_with_gradient(
     _require_equal_shapes([tensor], None, process_group)
     gathered: Tensor = _Gather.apply(tensor, process_group)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def gather_uneven(
+    tensor: Float[Tensor, "batch dim"], *, process_group: dist.ProcessGroup | None = None
+) -> Float[Tensor, "everyone dim"]:
+    """`gather_with_gradient` where ranks may hold different numbers of rows, or none."""
+    ranks = _ranks(process_group)
+    if ranks == 1:
+        return tensor
+    own = torch.tensor([tensor.shape[0]], device=tensor.device)
+    counts = _gather(own, process_group).tolist()
+    if max(counts) == 0:
+        return tensor
+    # As many rows as the longest has; what was added is left out again and gets no gradient.
+    even = functional.pad(tensor, (0, 0, 0, max(counts) - tensor.shape[0]))
+    everyone: Tensor = _Gather.apply(even, process_group)  # type: ignore[no-untyped-call]
+    parts = zip(everyone.chunk(ranks), counts, strict=True)
+    return torch.cat([part[:count] for part, count in parts])
 
 
 def distributed_contrastive_loss(
@@ -93,6 +114,54 @@ def distributed_contrastive_loss(
         scale=log_scale.to(image.dtype).exp(),
         chunk=chunk,
     )
+
+
+def distributed_hard_negative_loss(
+    image: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    log_scale: Float[Tensor, ""],
+    negative_text: Float[Tensor, "negative dim"] | None = None,
+    groups: Int64[Tensor, "batch"] | None = None,
+    *,
+    hardness: float = 0.0,
+    chunk: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, ""]:
+    """This rank's part, in nats, of `hard_negative_loss` over the batches of all ranks.
+
+    Everyone's negative captions are told apart by every image; ranks may hold different
+    numbers of them, but all must give some tensor or none. A row's weights are over its
+    negatives on all ranks, so this too is its own rows against everyone's columns.
+
+    Memory, `groups` and errors: as in `distributed_contrastive_loss`.
+    """
+    if _ranks(process_group) == 1:
+        return hard_negative_loss(
+            image, text, log_scale, negative_text, groups, hardness=hardness, chunk=chunk
+        )
+    if hardness < 0:
+        raise ConfigError(f"hardness must be 0 or more (0 weighs all alike); got {hardness}.")
+    _require_equal_shapes([image, text], groups, process_group)
+    image, text = widened(image, text)
+    if negative_text is not None:
+        negative_text = gather_uneven(negative_text.to(image.dtype), process_group=process_group)
+    batch = image.shape[0]
+    sides: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
+        torch.cat([image, text], dim=1), process_group
+    )
+    all_image, all_text = sides.chunk(2, dim=1)
+    first = dist.get_rank(process_group) * batch
+    labels = torch.arange(first, first + batch, device=image.device)
+    column_groups = _gathered_groups(groups, process_group)
+    scale = log_scale.to(image.dtype).exp()
+    block = partial(hard_negative_rows, hardness=hardness)
+    by_image = summed_over_rows(
+        block, chunk, (image, labels, groups), (all_text, column_groups, scale, negative_text)
+    )
+    by_text = summed_over_rows(
+        block, chunk, (text, labels, groups), (all_image, column_groups, scale, None)
+    )
+    return (by_image + by_text) / (2 * batch)
 
 
 def distributed_sigmoid_loss(

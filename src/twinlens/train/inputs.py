@@ -4,10 +4,11 @@ The loop knows `Inputs` and `Batches` only, so a program with data of its own ca
 anything that has what they have.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from twinlens.data.parts import list_parts
 from twinlens.data.preprocess import Preprocess
 from twinlens.data.stream import PairStream
 from twinlens.data.tokenizer import Tokenizer
@@ -21,7 +22,10 @@ VALIDATION_BATCH = 64  # captions
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches without end, each of `TrainConfig.pairs_per_part` pairs, from where it is."""
+    """Batches without end, each of `TrainConfig.pairs_per_part` pairs, from where it is.
+
+    With `TrainConfig.negative_captions` every batch has `negative_ids`, perhaps without a row.
+    """
 
     def __iter__(self) -> Iterator[Batch]: ...
     def state_dict(self) -> dict[str, Any]:
@@ -71,16 +75,29 @@ def open_inputs(
         seed=config.seed,
         captions=config.captions,
         groups="none" if config.positives == "pair" else config.positives,
+        negatives=config.negative_captions,
         repeat=True,
     )
-    # With all captions, a sample is as many pairs as it has captions, which nobody counted.
-    pairs = stream.samples_per_epoch() if config.captions == "one" else None
     return Inputs(
         train=loader,
-        pairs_per_epoch=pairs,
+        pairs_per_epoch=_pairs_per_epoch(config, stream),
         val=_HeldOut(config, preprocess, tokenizer) if config.val else None,
         bad_samples=lambda: loader.bad.total,
     )
+
+
+def _pairs_per_epoch(config: TrainConfig, stream: PairStream) -> int | None:
+    """Rows of all batches of an epoch, or None where counting them would take long."""
+    samples = stream.samples_per_epoch()
+    if config.captions == "one" or samples is None:
+        return samples
+    # A sample is as many pairs as it has captions: folders and tables know, shards must be read.
+    sources = enumerate(config.data)
+    parts = [part for number, source in sources for part in list_parts(source, number)]
+    if not all(isinstance(part, Sized) for part in parts):
+        return None
+    opened = [part.open() for part in parts]
+    return sum(len(p.reference(n, slot=0).captions) for p in opened for n in range(len(p)))
 
 
 class _HeldOut:

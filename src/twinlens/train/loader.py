@@ -30,12 +30,14 @@ from twinlens.data.stream import PairStream
 from twinlens.data.tokenizer import Tokenizer
 from twinlens.errors import ConfigError
 from twinlens.runtime.machine import usable_cores
+from twinlens.train.negatives import swapped_words
 
 # Undecoded or decoded samples in work per thread: enough for them to be busy while a batch is
 # put together, few enough not to matter beside the batches.
 SAMPLES_AHEAD = 8
 
 Groups = Literal["none", "image", "label"]
+Negatives = Literal["none", "swap"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Batch:
     token_ids: Int64[Tensor, "batch token"]
     keys: tuple[str, ...]
     groups: Int64[Tensor, " batch"] | None = None  # rows of one group fit each other
+    negative_ids: Int64[Tensor, "negative token"] | None = None  # captions that fit no picture
 
     @property
     def positives(self) -> Bool[Tensor, "batch batch"] | None:
@@ -64,6 +67,7 @@ class _Row:
     pixels: Float32[np.ndarray, "3 height width"]
     caption: str
     group: int
+    negative: str | None = None
 
 
 class BatchLoader:
@@ -71,7 +75,8 @@ class BatchLoader:
 
     captions "one": a row a picture, with one of its captions. "all": a row a caption, each with
     a view of its own. `groups` says which rows are no negatives of each other: "image", those
-    of one picture; "label", those of one label, or picture where there is none.
+    of one picture; "label", those of one label, or picture where there is none. `negatives`
+    "swap": each caption that can be made wrong by exchanging two words brings that as well.
 
     `repeat`: one iteration never ends, and batches reach over the ends of epochs. Otherwise an
     epoch's last rows are dropped where they do not fill a batch, unless `keep_last`.
@@ -95,6 +100,7 @@ class BatchLoader:
         seed: int = 0,
         captions: Literal["one", "all"] = "one",
         groups: Groups = "none",
+        negatives: Negatives = "none",
         repeat: bool = False,
         keep_last: bool = False,
         ahead: int = 2,
@@ -105,11 +111,12 @@ class BatchLoader:
         self.stream = stream
         self.batch_size = batch_size
         self._maker = _RowMaker(
-            stream.sources, preprocess, augment, seed, captions, groups, max_megapixels
+            stream.sources, preprocess, augment, seed, captions, groups, negatives, max_megapixels
         )
         self._tokenizer = tokenizer
         self._workers = workers or usable_cores()
         self._groups = groups
+        self._negatives = negatives
         self._repeat = repeat
         self._keep_last = keep_last
         self._ahead = ahead
@@ -254,11 +261,15 @@ class BatchLoader:
         groups = None
         if self._groups != "none":
             groups = torch.tensor([row.group for row in rows], dtype=torch.int64)
+        negatives = [row.negative for row in rows if row.negative is not None]
+        # Together, so that all have as many ids as the longest.
+        ids = torch.from_numpy(self._tokenizer([*(row.caption for row in rows), *negatives]))
         return Batch(
             torch.from_numpy(pixels),
-            torch.from_numpy(self._tokenizer([row.caption for row in rows])),
+            ids[: len(rows)],
             tuple(row.key for row in rows),
             groups,
+            None if self._negatives == "none" else ids[len(rows) :],
         )
 
 
@@ -275,6 +286,7 @@ class _RowMaker:
     seed: int
     captions: Literal["one", "all"]
     groups: Groups
+    negatives: Negatives
     max_megapixels: float
 
     def __call__(self, reference: Reference) -> list[_Row] | BadSample:
@@ -298,14 +310,17 @@ class _RowMaker:
             captions = pair.captions[:1]
         else:
             captions = (augment.choose(pair.captions, words),)
+        wrong: list[str | None] = [None] * len(captions)
+        if self.negatives == "swap":
+            wrong = [swapped_words(caption, words) for caption in captions]
         rows: list[_Row] = []
-        for number, caption in enumerate(captions):
+        for number, (caption, negative) in enumerate(zip(captions, wrong, strict=True)):
             if augment is not None:
                 random = generator(self.seed, reference.slot, 1 + number)
                 pixels = augment.view(pair.image, self.preprocess, random)
             else:
                 pixels = self.preprocess(pair.image) if number == 0 else rows[0].pixels
-            rows.append(_Row(reference.key, pixels, caption, group))
+            rows.append(_Row(reference.key, pixels, caption, group, negative))
         return rows
 
 

@@ -8,27 +8,25 @@ Each means it uses is in a file of its own; this one is the order in which they 
 
 import contextlib
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from twinlens.errors import TwinlensError
-from twinlens.train import optim, processes, state
-from twinlens.train.accumulate import Outputs, cached_gradients, whole_gradients
+from twinlens.errors import TrainingStopped, TwinlensError
+from twinlens.train import optim, state
 from twinlens.train.config import TrainConfig
 from twinlens.train.inputs import OpenInputs, open_inputs
 from twinlens.train.lock import training_mode
 from twinlens.train.log import RunLog, StepRecord
-from twinlens.train.objective import TeacherOutputs, Towers, batch_loss
 from twinlens.train.processes import Processes, joined_processes
 from twinlens.train.report import write_report
 from twinlens.train.resume import restore_run, save_run
 from twinlens.train.run import Run, Say, alone_in, open_run, prepare_folder
+from twinlens.train.step import Moved, one_step
+from twinlens.train.stop import stop_requests
 from twinlens.train.validate import Score, goodness, validate
 
 
@@ -62,7 +60,8 @@ def train(
     person should know. Under torchrun each process calls this with the same arguments.
 
     Raises ConfigError for what cannot be done, what load_model raises for the model it starts
-    from, and TwinlensError when the loss is no number any more.
+    from, and TrainingStopped when the loss is no number any more, or when Ctrl-C or SIGTERM
+    asked for an end: then the step in progress is finished and saved. A second one ends at once.
     """
     with joined_processes(config.device) as team, contextlib.ExitStack() as stack:
         if team.first:
@@ -109,46 +108,30 @@ def _steps(run: Run, progress: Callable[[StepRecord], None], score: Score | None
     training_mode(run.clip)
     batches = iter(run.inputs.train)
     try:
-        for step in range(done, run.total_steps):
-            started = time.perf_counter()
-            loss, norm, waited = _one_step(run, batches, step)
-            if not math.isfinite(loss) or (not math.isfinite(norm) and not run.scaler.is_enabled()):
-                raise TwinlensError(
-                    f"{'The loss' if not math.isfinite(loss) else 'A gradient'} was no number in "
-                    f"step {step + 1:,}; "
-                    + (
-                        f"the last good checkpoint is "
-                        f"{run.checkpoints / state.checkpoint_name(last_saved)}. "
-                        if last_saved
-                        else "no checkpoint was written before it. "
-                    )
-                    + "Start a new run with a lower --lr, or precision fp32."
-                )
-            seconds = time.perf_counter() - started
-            last = step + 1 == run.total_steps
-            figures: dict[str, float] | None = None
-            if run.inputs.val is not None and (last or (step + 1) % every == 0):
-                figures = _validate(run, score)
-            record = StepRecord(
-                step=step + 1,
-                total_steps=run.total_steps,
-                epoch=(step + 1) * config.batch / (run.inputs.pairs_per_epoch or math.inf),
-                loss=loss,
-                learning_rate=optim.learning_rate(config.optimizer, step, run.total_steps),
-                logit_scale=run.clip.log_scale.exp().item(),
-                gradient_norm=norm,
-                pairs_per_second=config.batch / seconds,
-                data_wait=waited / seconds,
-                bad_samples=run.inputs.bad_samples(),
-                validation=figures,
-            )
-            if log is not None:
-                log.write(record)
-                progress(record)
-            if last or figures is not None or (step + 1) % config.save_every == 0:
-                better = _better(best, step + 1, figures, run.inputs.val is not None)
-                if save_run(run, step + 1, better):
-                    last_saved, best = step + 1, better
+        with stop_requests() as request:
+            for step in range(done, run.total_steps):
+                started = time.perf_counter()
+                run.learn_in(step)
+                moved = one_step(run, batches, step)
+                seconds = time.perf_counter() - started
+                loss = moved.loss
+                _require_numbers(run, moved, step, last_saved)
+                last = step + 1 == run.total_steps
+                figures: dict[str, float] | None = None
+                if run.inputs.val is not None and (last or (step + 1) % every == 0):
+                    figures = _validate(run, score)
+                if log is not None:
+                    record = _record(run, moved, step, seconds, figures)
+                    log.write(record)
+                    progress(record)
+                asked = team.largest(request.signal or 0)
+                due = last or figures is not None or (step + 1) % config.save_every == 0
+                if due or asked:
+                    better = _better(best, step + 1, figures, run.inputs.val is not None)
+                    if save_run(run, step + 1, better):
+                        last_saved, best = step + 1, better
+                if asked and not last:
+                    raise _interrupted(run, step, last_saved, asked)
     finally:
         if hasattr(batches, "close"):
             batches.close()  # a loader's threads end with its iteration
@@ -172,89 +155,50 @@ def _steps(run: Run, progress: Callable[[StepRecord], None], score: Score | None
     )
 
 
-def _one_step(run: Run, batches: Iterator[Any], step: int) -> tuple[float, float, float]:
-    """Move the weights once; the loss, the gradient's length and the seconds without data."""
-    config, team = run.config, run.team
-    # Other numbers in each step and process, the same ones whenever it is repeated.
-    torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + team.rank)
-    optim.set_rates(run.optimizer, optim.learning_rate(config.optimizer, step, run.total_steps))
-    groups: list[Tensor] = []
-    taught: list[list[Outputs]] = []
-    waited = 0.0
-
-    def part() -> tuple[Tensor, ...]:
-        nonlocal waited
-        started = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - started
-        pixels = batch.pixel_values.to(team.device, non_blocking=True)
-        token_ids = batch.token_ids.to(team.device, non_blocking=True)
-        if batch.groups is not None:
-            groups.append(batch.groups.to(team.device))
-        if run.teachers:
-            with torch.no_grad():
-                taught.append(
-                    [Towers(t, None, team.device.type)(pixels, token_ids) for t in run.teachers]
-                )
-        return pixels, token_ids
-
-    def loss_of(out: Outputs) -> Tensor:
-        return batch_loss(config, out, torch.cat(groups) if groups else None, _joined(taught))
-
-    grow = run.scaler.scale(torch.ones((), device=team.device)).item()
-    if config.accumulate == 1:
-        loss = whole_gradients(run.forward, loss_of, part(), grow=grow)
-    else:
-        loss = cached_gradients(
-            run.forward,
-            loss_of,
-            (part() for _ in range(config.accumulate)),
-            module=run.clip,
-            grow=grow,
-            folder=run.folder,
-            hold_megabytes=config.hold_megabytes,
-            first=run.towers,
-            last_part=lambda last: _exchange(run, last),
-        )
-    value = team.mean(loss).item()
-    run.scaler.unscale_(run.optimizer)
-    if config.distribute == "fsdp":
-        processes.average_whole_gradients(run.clip, team)
-    trained = [p for p in run.clip.parameters() if p.requires_grad]
-    norm = optim.limit_gradients(trained, config.optimizer.clip_norm).item()
-    if math.isfinite(value) and (math.isfinite(norm) or run.scaler.is_enabled()):
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        optim.clamp_log_scale(run.clip.log_scale)
-        if run.average is not None:
-            run.average.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    return value, norm, waited
-
-
-def _joined(taught: list[list[Outputs]]) -> list[TeacherOutputs]:
-    """Each teacher's embeddings of all parts."""
-    return [
-        TeacherOutputs(
-            torch.cat([out.image for out in outs]),
-            torch.cat([out.text for out in outs]),
-            outs[0].log_scale.detach(),
-        )
-        for outs in zip(*taught, strict=True)
-    ]
-
-
-@contextlib.contextmanager
-def _exchange(run: Run, last: bool) -> Iterator[None]:
-    """Processes exchange gradients in the last part only."""
-    if isinstance(run.forward, nn.parallel.DistributedDataParallel) and not last:
-        with run.forward.no_sync():
-            yield
+def _require_numbers(run: Run, moved: Moved, step: int, last_saved: int) -> None:
+    problem = moved.problem(rescaled=run.scaler.is_enabled())
+    if problem is None:
         return
-    if run.config.distribute == "fsdp":
-        for tower in (run.clip.image_tower, run.clip.text_tower):
-            tower.set_requires_gradient_sync(last)  # type: ignore[operator]
-    yield
+    kept = "no checkpoint was written before it"
+    if last_saved:
+        place = run.checkpoints / state.checkpoint_name(last_saved)
+        kept = f"the last good checkpoint is {place}"
+    raise TrainingStopped(
+        f"{problem} was no number in step {step + 1:,}; {kept}. Start a new run with a lower "
+        f"--lr, or precision fp32.",
+        step=step + 1,
+    )
+
+
+def _interrupted(run: Run, step: int, last_saved: int, asked: int) -> TrainingStopped:
+    where = f"continues after step {last_saved:,} of {run.total_steps:,}"
+    if not last_saved:
+        where = "begins anew: no checkpoint could be written"
+    return TrainingStopped(
+        f"Stopped after step {step + 1:,}, as {signal.Signals(asked).name} asked; the same "
+        f"command {where} (run folder {run.folder}).",
+        step=step + 1,
+        signal=asked,
+    )
+
+
+def _record(
+    run: Run, moved: Moved, step: int, seconds: float, figures: dict[str, float] | None
+) -> StepRecord:
+    config = run.config
+    return StepRecord(
+        step=step + 1,
+        total_steps=run.total_steps,
+        epoch=(step + 1) * config.batch / (run.inputs.pairs_per_epoch or math.inf),
+        loss=moved.loss,
+        learning_rate=optim.learning_rate(config.optimizer, step, run.total_steps),
+        logit_scale=run.clip.log_scale.exp().item(),
+        gradient_norm=moved.gradient_norm,
+        pairs_per_second=config.batch / seconds,
+        data_wait=moved.waited / seconds,
+        bad_samples=run.inputs.bad_samples(),
+        validation=figures,
+    )
 
 
 def _validate(run: Run, score: Score | None) -> dict[str, float]:

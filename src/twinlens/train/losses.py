@@ -288,16 +288,18 @@ def matryoshka(
         raise ConfigError(f"{len(dims)} nested widths need as many weights; got {len(weights)}.")
     # In float16 the smallest length that normalize divides by, 1e-12, would be 0.
     image, text = widened(image, text)
-    losses = []
-    for dim, weight in zip(dims, weights, strict=True):
-        prefixes = (image, text)
-        if dim < width:
-            prefixes = (
-                functional.normalize(image[:, :dim], dim=-1),
-                functional.normalize(text[:, :dim], dim=-1),
-            )
-        losses.append(weight * loss(*prefixes))
+    losses = [
+        weight * loss(unit_prefix(image, dim), unit_prefix(text, dim))
+        for dim, weight in zip(dims, weights, strict=True)
+    ]
     return torch.stack(losses).sum()
+
+
+def unit_prefix(embeddings: Float[Tensor, "batch dim"], dim: int) -> Float[Tensor, "batch dim_out"]:
+    """The first `dim` numbers of each embedding as a unit vector; all of them as they are."""
+    if dim == embeddings.shape[1]:
+        return embeddings
+    return functional.normalize(embeddings[:, :dim], dim=-1)
 
 
 def _pairs(name: str, image: Tensor, text: Tensor, *, at_least: int) -> tuple[Tensor, ...]:

@@ -1,11 +1,10 @@
 """What a step minimises, put together from the run's configuration.
 
 The losses themselves are in losses.py and distributed.py; the towers' embeddings and, with
-teachers, theirs go in. Knows nothing of parts, optimisers or files.
+teachers (teachers.py), theirs go in. Knows nothing of parts, optimisers or files.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,30 +12,43 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from twinlens.data.tokenizer import open_tokenizer
-from twinlens.errors import ConfigError
 from twinlens.model.clip import Clip
 from twinlens.train.accumulate import Outputs
 from twinlens.train.config import TrainConfig
 from twinlens.train.distributed import (
     distributed_contrastive_loss,
+    distributed_hard_negative_loss,
     distributed_sigmoid_loss,
     gather_with_gradient,
 )
-from twinlens.train.lock import training_mode
-from twinlens.train.losses import contrastive_distillation_loss, matryoshka
-from twinlens.train.start import Start, open_start
+from twinlens.train.formats import suited
+from twinlens.train.losses import (
+    contrastive_distillation_loss,
+    feature_distillation_loss,
+    matryoshka,
+    unit_prefix,
+)
+from twinlens.train.teachers import Follower, TeacherOutputs
 
 CHUNK = 2048  # rows of the similarity matrix at once, in batches of more: 32,768^2 are 4 GB
-_PROBES = ("a photo of two dogs", "Café, 12 €?", "")
 
 
 class Towers(nn.Module):
-    """A Clip as the loss wants it: unit embeddings in at least float32, and the scalars."""
+    """A Clip as the loss wants it: unit embeddings in at least float32, and the scalars.
 
-    def __init__(self, clip: Clip, autocast: torch.dtype | None, device_type: str) -> None:
+    `follower` leads from them to teachers' spaces; it learns as the model does.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        autocast: torch.dtype | None,
+        device_type: str,
+        follower: Follower | None = None,
+    ) -> None:
         super().__init__()
         self.clip = clip
+        self.follower = follower
         self._autocast = autocast
         self._device_type = device_type
 
@@ -44,14 +56,27 @@ class Towers(nn.Module):
         self,
         pixel_values: Float[Tensor, "batch 3 height width"],
         token_ids: Int64[Tensor, "caption token"],
+        negative_ids: Int64[Tensor, "negative token"] | None = None,
     ) -> Outputs:
+        image = self.image(pixel_values)
+        negative_text = None
+        if negative_ids is None:
+            text = self.text(token_ids)
+        else:
+            # One pass for both, which also works where a batch has no negative caption.
+            captions = token_ids.shape[0]
+            both = self.text(torch.cat([token_ids, negative_ids]))
+            text, negative_text = both[:captions], both[captions:]
+        like = (None, None) if self.follower is None else self.follower(image, text)
         # Views of the scalars: what DDP wraps must not return a parameter itself.
         bias = self.clip.bias
         return Outputs(
-            self.image(pixel_values),
-            self.text(token_ids),
+            image,
+            text,
             self.clip.log_scale.view(()),
             None if bias is None else bias.view(()),
+            negative_text,
+            *like,
         )
 
     def image(
@@ -59,7 +84,7 @@ class Towers(nn.Module):
     ) -> Float[Tensor, "batch dim"]:
         """Unit embeddings of pictures."""
         with self._cast():
-            embeddings = self.clip.encode_image(pixel_values)
+            embeddings = self.clip.encode_image(suited(pixel_values, self.clip))
         return _unit(embeddings)
 
     def text(self, token_ids: Int64[Tensor, "caption token"]) -> Float[Tensor, "caption dim"]:
@@ -79,15 +104,6 @@ def _unit(embeddings: Tensor) -> Tensor:
     return normalize(embeddings.to(wide), dim=-1)
 
 
-@dataclass
-class TeacherOutputs:
-    """One teacher's unit embeddings of the batch, and its fixed log scale."""
-
-    image: Tensor
-    text: Tensor
-    log_scale: Tensor
-
-
 def batch_loss(
     config: TrainConfig,
     out: Outputs,
@@ -99,29 +115,17 @@ def batch_loss(
     Pairs of equal number in `groups` fit each other.
     """
     chunk = CHUNK if len(out.image) > CHUNK else None
-    if config.loss == "sigmoid":
-        assert out.bias is not None  # start.py saw to it
-        loss = partial(
-            distributed_sigmoid_loss,
-            log_scale=out.log_scale,
-            bias=out.bias,
-            groups=groups,
-            chunk=chunk,
-        )
-    else:
-        loss = partial(
-            distributed_contrastive_loss, log_scale=out.log_scale, groups=groups, chunk=chunk
-        )
+    loss = _pair_loss(config, out, groups, chunk)
     if config.matryoshka:
         dims = sorted({*config.matryoshka, out.image.shape[1]})
-        value = matryoshka(lambda image, text: loss(image, text), out.image, out.text, dims)
+        value = matryoshka(loss, out.image, out.text, dims)
     else:
         value = loss(out.image, out.text)
     if out.bias is not None and config.loss != "sigmoid":
         # A softmax does not change with a bias; its gradient is 0 and not absent, which DDP
         # would take for a mistake.
         value = value + 0.0 * out.bias
-    if teachers:
+    if teachers and config.teacher_weight:
         value = value + config.teacher_weight * contrastive_distillation_loss(
             gather_with_gradient(out.image),
             gather_with_gradient(out.text),
@@ -131,35 +135,59 @@ def batch_loss(
             [teacher.log_scale for teacher in teachers],
             chunk=chunk,
         )
+    if teachers and config.feature_weight:
+        value = value + config.feature_weight * _feature_distance(config, out, teachers)
     return value
 
 
-def open_teachers(config: TrainConfig, student: Start, device: torch.device) -> list[Clip]:
-    """The checkpoints to learn from, locked.
+def _pair_loss(
+    config: TrainConfig, out: Outputs, groups: Tensor | None, chunk: int | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of the pairs as a function of embeddings, which may be prefixes of `out`'s."""
+    if config.loss == "sigmoid":
+        assert out.bias is not None  # start.py saw to it
+        return partial(
+            distributed_sigmoid_loss,
+            log_scale=out.log_scale,
+            bias=out.bias,
+            groups=groups,
+            chunk=chunk,
+        )
+    if config.hardness == 0 and out.negative_text is None:
+        return partial(
+            distributed_contrastive_loss, log_scale=out.log_scale, groups=groups, chunk=chunk
+        )
 
-    Raises ConfigError for one that wants other pixels or token ids than the student.
-    """
-    teachers = []
-    for name in config.teachers:
-        start = open_start(TrainConfig(model=name))
-        ours, theirs = student.inputs, start.inputs
-        for what in ("image_size", "resize", "mean", "std"):
-            mine, other = getattr(ours.preprocess, what), getattr(theirs.preprocess, what)
-            if mine != other:
-                raise ConfigError(
-                    f"The teacher {name} wants pictures of {what} {other}, the student of {mine}: "
-                    f"a teacher must see what the student sees. Choose another of the two."
-                )
-        ids = [
-            [open_tokenizer(s.inputs.tokenizer, s.folder).encode(text) for text in _PROBES]
-            for s in (student, start)
-        ]
-        if ids[0] != ids[1] or ours.tokenizer.context > theirs.tokenizer.context:
-            raise ConfigError(
-                f"The teacher {name} has another tokenizer or a shorter context than the student. "
-                f"Choose another of the two."
-            )
-        teacher = start.model.to(device).requires_grad_(False)
-        training_mode(teacher)  # for the fused attention; nothing in it is random
-        teachers.append(teacher)
-    return teachers
+    def against_hard_negatives(image: Tensor, text: Tensor) -> Tensor:
+        negatives = out.negative_text
+        return distributed_hard_negative_loss(
+            image,
+            text,
+            out.log_scale,
+            None if negatives is None else unit_prefix(negatives, image.shape[1]),
+            groups,
+            hardness=config.hardness,
+            chunk=chunk,
+        )
+
+    return against_hard_negatives
+
+
+def _feature_distance(
+    config: TrainConfig, out: Outputs, teachers: Sequence[TeacherOutputs]
+) -> Tensor:
+    """The mean over teachers of feature_distillation_loss, each in its own space."""
+    assert out.image_like is not None and out.text_like is not None  # run.py made a follower
+    widths = [teacher.image.shape[1] for teacher in teachers]
+    distances = [
+        feature_distillation_loss(
+            image, text, teacher.image, teacher.text, kind=config.feature_kind
+        )
+        for image, text, teacher in zip(
+            torch.split(out.image_like, widths, dim=1),
+            torch.split(out.text_like, widths, dim=1),
+            teachers,
+            strict=True,
+        )
+    ]
+    return torch.stack(distances).mean()

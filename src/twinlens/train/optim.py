@@ -47,15 +47,25 @@ def rate_shares(model: Clip, layer_decay: float) -> dict[str, float]:
     return shares
 
 
-def make_optimizer(model: Clip, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    model: Clip, config: OptimizerConfig, follower: nn.Module | None = None
+) -> torch.optim.AdamW:
     """AdamW over what learns; `share` in a group is its part of the rate.
+
+    `follower` (teachers.py) learns at the whole rate. A weight without a gradient, because it
+    is locked for the time being, is left alone and has no moments.
 
     Vectors are not decayed: gains, biases, class tokens, the scale (OpenCLIP's rule, which
     decays position embeddings, for they are matrices). Every update runs in one kernel.
     """
     groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     shares = rate_shares(model, config.layer_decay)
-    for name, parameter in model.named_parameters():
+    named = [*model.named_parameters()]
+    if follower is not None:
+        for name, parameter in follower.named_parameters():
+            shares[f"follower.{name}"] = 1.0
+            named.append((f"follower.{name}", parameter))
+    for name, parameter in named:
         if parameter.requires_grad:
             # Sharded and whole tensors cannot be updated in one call.
             key = (parameter.ndim >= 2, shares[name], isinstance(parameter, DTensor))

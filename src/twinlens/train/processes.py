@@ -42,6 +42,14 @@ class Processes:
         dist.all_reduce(value)
         return value / self.count
 
+    def largest(self, value: int) -> int:
+        """The largest of all processes' values, in all of them."""
+        if self.count == 1:
+            return value
+        values = torch.tensor(value, device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values.item())
+
     def every(self, value: Any) -> list[Any]:
         """A plain value of each process, in order of rank, in all of them."""
         if self.count == 1:
@@ -106,6 +114,21 @@ def shard_towers(model: Clip, processes: Processes, *, bf16: bool) -> None:
             if isinstance(module, Block):
                 fully_shard(module, mesh=mesh, mp_policy=policy)
         fully_shard(tower, mesh=mesh, mp_policy=policy)
+
+
+def exchanging_gradients(module: nn.Module, processes: Processes) -> Any:
+    """`module` in DistributedDataParallel, for the weights that learn at this moment.
+
+    It must be made anew when others do: it counts on a gradient of exactly those. What was
+    made before must be gone then, or its hooks on the weights stay (gc.collect).
+    """
+    if processes.count == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(
+        module,
+        device_ids=[processes.device.index] if processes.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
 
 
 def average_whole_gradients(model: nn.Module, processes: Processes) -> None:

@@ -15,7 +15,7 @@ from twinlens.model.checkpoint import build_clip
 from twinlens.train import state
 from twinlens.train.lora import merged_weights
 from twinlens.train.processes import shared_like, whole
-from twinlens.train.run import Run
+from twinlens.train.run import FOLLOWER, Run
 from twinlens.train.start import write_model
 
 
@@ -23,7 +23,9 @@ def save_run(run: Run, step: int, best: dict[str, Any]) -> bool:
     """Write a checkpoint, and let `best` and `last` lead to theirs. Every process takes part."""
     live = {n: whole(t) for n, t in run.clip.state_dict().items()}
     average = {} if run.average is None else {n: whole(t) for n, t in run.average.values.items()}
-    names: dict[Tensor, str] = {p: n for n, p in run.clip.named_parameters()}
+    weights = run.named_weights()
+    names: dict[Tensor, str] = {p: n for n, p in weights.items()}
+    follower = {n: whole(p) for n, p in weights.items() if n.startswith(f"{FOLLOWER}.")}
     moments = {
         f"{names[p]}/{key}": whole(value)
         for p, values in run.optimizer.state.items()
@@ -35,14 +37,16 @@ def save_run(run: Run, step: int, best: dict[str, Any]) -> bool:
         learns = {n for n, p in run.clip.named_parameters() if p.requires_grad}
         buffers = {n for n, _ in run.clip.named_buffers()}
         tensors = {
-            "live": {n: t.contiguous() for n, t in live.items() if n in learns | buffers},
-            "optimizer": {n: t.contiguous() for n, t in moments.items()},
+            "live": {n: t for n, t in live.items() if n in learns | buffers},
+            "optimizer": moments,
         }
         if average:
             tensors["average"] = average
+        if follower:
+            tensors[FOLLOWER] = follower
         deployed = merged_weights(run.clip, {**live, **average})
         if run.config.lora is not None:
-            tensors["adapter"] = {n: {**live, **average}[n].contiguous() for n in sorted(learns)}
+            tensors["adapter"] = {n: {**live, **average}[n] for n in sorted(learns)}
         facts = {
             "loaders": loaders,
             "best": best,
@@ -83,24 +87,33 @@ def restore_run(run: Run) -> tuple[int, dict[str, Any]]:
             f"position in the data is each one's own. Start as many to continue."
         )
     with torch.no_grad():
+        weights = run.named_weights()
         _copy(run.clip.state_dict(), saved.tensors["live"])
+        _copy(weights, saved.tensors.get(FOLLOWER, {}))
         if run.average is not None:
             _copy(run.average.values, saved.tensors["average"])
             run.average.updates = saved.facts["average_updates"]
-        for name, parameter in run.clip.named_parameters():
+        for name, parameter in weights.items():
             keys = ("step", "exp_avg", "exp_avg_sq")
             if f"{name}/step" in saved.tensors["optimizer"]:
                 values = {key: saved.tensors["optimizer"][f"{name}/{key}"] for key in keys}
                 run.optimizer.state[parameter] = {
                     key: value.to(parameter.device)
                     if key == "step"
-                    else shared_like(value, parameter)
+                    else _laid_out_as(parameter, shared_like(value, parameter))
                     for key, value in values.items()
                 }
     if run.scaler.is_enabled():
         run.scaler.load_state_dict(saved.facts["scaler"])
     run.inputs.train.load_state_dict(loaders[run.team.rank])
     return saved.step, saved.facts["best"]
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` with its numbers in memory as the weight's: the fused AdamW goes through both."""
+    if isinstance(value, DTensor):
+        return value
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _copy(into: dict[str, Any], tensors: dict[str, Tensor]) -> None:

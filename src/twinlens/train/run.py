@@ -4,6 +4,7 @@ Wrapping for several processes is processes.py's, what happens in a step is loop
 """
 
 import contextlib
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,16 +24,19 @@ from twinlens.runtime.load import INPUTS_NAME, InputsConfig
 from twinlens.train import optim
 from twinlens.train.config import FREE_TO_CHANGE, TrainConfig
 from twinlens.train.ema import Average
+from twinlens.train.formats import suit_convolutions
 from twinlens.train.inputs import Inputs, OpenInputs
-from twinlens.train.lock import lock_tower
+from twinlens.train.lock import lock_towers, training_mode, unlock_towers
 from twinlens.train.lora import add_adapters
-from twinlens.train.objective import Towers, open_teachers
-from twinlens.train.processes import Processes, shard_towers
+from twinlens.train.objective import Towers
+from twinlens.train.processes import Processes, exchanging_gradients, shard_towers
 from twinlens.train.report import write_environment
 from twinlens.train.start import Start, open_start, write_start
+from twinlens.train.teachers import Follower, open_teachers
 
 CONFIG_NAME = "config.json"
 START_NAME = "start"
+FOLLOWER = "follower"  # no tower or projection is called so
 Say = Callable[[str], None]
 
 
@@ -59,6 +63,26 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The model's weights, and the follower's, which are the run's and not the model's."""
+        named = dict(self.clip.named_parameters())
+        if self.towers.follower is not None:
+            follower = self.towers.follower.named_parameters()
+            named |= {f"{FOLLOWER}.{name}": weight for name, weight in follower}
+        return named
+
+    def learn_in(self, step: int) -> None:
+        """Let the layers learn that do in `step`, counted from 0; before each step."""
+        if not unlock_towers(self.clip, self.config, step, self.total_steps):
+            return
+        training_mode(self.clip)
+        if self.config.compile:
+            torch.compiler.reset()  # each lock would count as one of few recompilations
+        if self.forward is not self.towers:
+            self.forward = None
+            gc.collect()
+            self.forward = exchanging_gradients(self.towers, self.team)
 
 
 @contextlib.contextmanager
@@ -118,20 +142,25 @@ def open_run(
     if precision == "auto":
         precision = "bf16" if team.device.type == "cuda" else "fp32"
     autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    towers = Towers(clip, autocast, team.device.type)
-    if config.distribute == "fsdp" and team.count > 1:
+    teachers = open_teachers(config, start, team.device)
+    follower = None
+    if config.feature_weight:
+        torch.manual_seed(config.seed)  # whatever was drawn for the teachers
+        widths = [teacher.config.dim for teacher in teachers]
+        follower = Follower(clip.config.dim, widths).to(team.device)
+    towers = Towers(clip, autocast, team.device.type, follower)
+    if config.distribute == "ddp":
+        suit_convolutions(clip)
+    elif team.count > 1:
         shard_towers(clip, team, bf16=precision == "bf16")
-    elif config.distribute == "fsdp":
+    else:
         raise ConfigError("fsdp shares the weights between processes: start them with torchrun.")
     if config.compile:
         towers.compile()
-    forward: Any = towers
-    if config.distribute == "ddp" and team.count > 1:
-        forward = nn.parallel.DistributedDataParallel(
-            towers,
-            device_ids=[team.device.index] if team.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
+    optimizer = optim.make_optimizer(clip, config.optimizer, follower)
+    average = None if config.ema_decay is None else Average(clip, config.ema_decay)
+    # What is to be unlocked later is known to both by now, and waits there without moments.
+    lock_towers(clip, config)
     inputs = open_inputs(
         config, start.inputs.preprocess, open_tokenizer(start.inputs.tokenizer, start.folder), team
     )
@@ -143,11 +172,11 @@ def open_run(
         start=start,
         clip=clip,
         towers=towers,
-        forward=forward,
-        optimizer=optim.make_optimizer(clip, config.optimizer),
+        forward=exchanging_gradients(towers, team) if config.distribute == "ddp" else towers,
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(team.device.type, enabled=precision == "fp16"),
-        average=None if config.ema_decay is None else Average(clip, config.ema_decay),
-        teachers=open_teachers(config, start, team.device),
+        average=average,
+        teachers=teachers,
         inputs=inputs,
         total_steps=config.steps or max(1, round(config.epochs * (steps_per_epoch or 0))),
         steps_per_epoch=steps_per_epoch,
@@ -175,10 +204,8 @@ def _choose_weights(clip: Clip, config: TrainConfig) -> None:
     """Which weights learn, and what the towers do differently while they do."""
     if config.lora is not None:
         add_adapters(clip, config.lora)
-    for side in ("image", "text"):
-        unlocked = getattr(config, f"unlocked_{side}_layers")
-        if unlocked is not None:
-            lock_tower(getattr(clip, f"{side}_tower"), unlocked, side=side)
+    if config.unlock_every is None:
+        lock_towers(clip, config)
     if config.patch_dropout > 0:
         if not isinstance(clip.image_tower, VitTower):
             raise ConfigError(

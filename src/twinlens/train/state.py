@@ -2,9 +2,10 @@
 
 A checkpoint is a folder under `checkpoints/`: `model/` (the model as it would be used:
 averaged, adapters merged), `live.safetensors` (what learns, as it is), `optimizer.safetensors`,
-`adapter.safetensors` with LoRA, `average.safetensors` with a moving average, and `state.json`
-with the step, the position in the data and the size of every file. It is written beside its
-place, flushed to the disk and renamed; the next best is read when one is damaged.
+`adapter.safetensors` with LoRA, `average.safetensors` with a moving average,
+`follower.safetensors` where teachers' embeddings are of another width, and `state.json` with
+the step, the position in the data and the size of every file. It is written beside its place,
+flushed to the disk and renamed; the next best is read when one is damaged.
 """
 
 import json
@@ -54,7 +55,9 @@ def write_saved(
         partial.mkdir()
         write_model(partial / "model")
         for name, tensors in saved.tensors.items():
-            save_file(tensors, partial / f"{name}.safetensors")
+            # Filters may lie in channels_last order, which the format does not know.
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, partial / f"{name}.safetensors")
         sizes = {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial)}
         values = {"format": FORMAT, "step": saved.step, **saved.facts, "files": sizes}
         (partial / STATE_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
