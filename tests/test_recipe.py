@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 
 from mini_data import clean_caption, clean_name, view_of
 from mini_report import label_vectors
-from mini_train import TEMPLATES, imagenet_texts, shuffled
+from mini_train import shuffled
+from mini_words import CLOTHING_TEMPLATES, DRAWING_TEMPLATES, TEMPLATES, imagenet_texts
 from twinlens.testing import FakeEmbedder
 
 
@@ -56,4 +57,6 @@ def test_a_label_vector_is_the_unit_mean_of_its_prompts():
 
 
 def test_every_template_has_one_place_for_the_name():
-    assert all(template.count("{}") == 1 for template in TEMPLATES)
+    assert all(
+        template.count("{}") == 1 for template in TEMPLATES + CLOTHING_TEMPLATES + DRAWING_TEMPLATES
+    )
