@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from twinlens.cli.console import note, printable, summary, sync_with_progress
+from twinlens.cli.console import note, summary, sync_with_progress
 from twinlens.cli.index_command import (
     FolderArgument,
     IndexDirOption,
@@ -22,6 +22,7 @@ from twinlens.cli.index_command import (
     ThreadsOption,
 )
 from twinlens.errors import IndexBusy, TwinlensError
+from twinlens.text import printable
 
 if TYPE_CHECKING:
     from twinlens.search.photos import Hit
@@ -59,6 +60,21 @@ def search_command(
         list[str] | None,
         typer.Option("--subtract", "-s", metavar="QUERY", help="Less of this.", show_default=False),
     ] = None,
+    relevant: Annotated[
+        bool,
+        typer.Option(
+            "--relevant",
+            help="Show only what answers QUERY, which may be nothing; for queries in words.",
+        ),
+    ] = False,
+    relevance: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The rule for --relevant, which it implies. [default: the model's own]",
+            show_default=False,
+        ),
+    ] = None,
     no_index: Annotated[
         bool, typer.Option("--no-index", help="Search the index as it is; look for no changes.")
     ] = False,
@@ -88,12 +104,14 @@ def search_command(
     """Find the photos of FOLDER that are closest to QUERY.
 
     What is new in FOLDER is indexed first. The score is a cosine: only its order
-    means something, and good matches of words are often near 0.3.
+    means something, and good matches of words are often near 0.3. Which of them
+    answer QUERY is for --relevant to say.
 
     \b
       twinlens search photos/ "a red sunset over the ocean"
       twinlens search photos/ beach.jpg + "a dog" - people
       twinlens search photos/ "a birthday cake" --top 50 --html cakes.html --open
+      twinlens search photos/ "a fire engine" --relevant
     """
     from twinlens.search.photos import open_photos
     from twinlens.search.query import describe, parse_query, parse_term
@@ -110,6 +128,8 @@ def search_command(
         threads=threads,
         max_megapixels=max_megapixels,
     ) as photos:
+        # Before the photos are indexed: without a rule there is nothing to wait for.
+        rule = photos.relevance_rule(relevance) if relevant or relevance is not None else None
         if not no_index:
             try:
                 report = sync_with_progress(photos)
@@ -117,7 +137,7 @@ def search_command(
                     note(summary(report))
             except IndexBusy:
                 note(f"another twinlens is indexing {folder}; searching what it has so far")
-        hits = photos.search(terms, top)
+        hits = photos.search(terms, top, relevance=rule)
         model_id = photos.index.model.model_id
         indexed = len(photos)
     title = describe(terms)
@@ -126,16 +146,16 @@ def search_command(
             {"rank": rank, "score": round(hit.score, 6), "path": str(hit.path)}
             for rank, hit in enumerate(hits, start=1)
         ]
-        print(
-            json.dumps(
-                {"query": title, "model": model_id, "indexed": indexed, "results": results},
-                indent=2,
-            )
-        )
+        answer = {"query": title, "model": model_id, "indexed": indexed, "results": results}
+        if rule is not None:
+            answer["relevance"] = {"kind": rule.kind, "threshold": rule.threshold}
+        print(json.dumps(answer, indent=2))
     else:
         _print_table(hits, thumbnails)
-    if not hits:
+    if not indexed:
         note("no photos are indexed")
+    elif not hits:
+        note(f"none of the {indexed:,} photos is relevant to {title!r}")
     if html is not None:
         from twinlens.cli.sheet import contact_sheet
 

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, IMAGE_SUFFIXES
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from twinlens.data.image import DEFAULT_MAX_MEGAPIXELS, IMAGE_SUFFIXES, source_name
 from twinlens.embed import EmbedderLike
-from twinlens.errors import IndexCorrupt, TwinlensError
+from twinlens.errors import IndexCorrupt, QueryError, TwinlensError
+from twinlens.runtime.relevance import RelevanceRule, find_relevance_rule, read_relevance_rule
 from twinlens.search.exact import top_k
 from twinlens.search.query import Term, parse_query, query_vector
 from twinlens.search.scan import has_pictures
@@ -67,26 +71,52 @@ class PhotoIndex:
         return self.report
 
     def search(
-        self, query: str | os.PathLike[str] | Sequence[str] | Sequence[Term], top: int = 10
+        self,
+        query: str | os.PathLike[str] | Sequence[str] | Sequence[Term],
+        top: int = 10,
+        *,
+        relevance: RelevanceRule | None = None,
     ) -> list[Hit]:
         """The `top` photos closest to the query, best first.
 
         The query is words, a picture's path, or a list as on the command line:
         `["a dog", "+", "snow", "-", "car.jpg"]`. Terms are taken as they are.
+        With `relevance`, see `relevance_rule`, only what answers the query: maybe nothing.
+
+        Raises QueryError where `relevance` cannot judge the query, ConfigError where it was
+        measured for another model.
         """
         if isinstance(query, str | os.PathLike):
             query = [os.fspath(query)]
         terms = [term for term in query if isinstance(term, Term)]
         terms = terms or parse_query([word for word in query if isinstance(word, str)])
+        if relevance is not None:
+            relevance.check_model(self.index.model.model_id)
+            _check_words_only(terms)
         vector = query_vector(self.embedder, terms)
         with self.index.snapshot():
             vectors, live = self.index.live_vectors()
+            if relevance is not None:
+                live = _relevant(relevance, vectors, vector, live)
             slots, scores = top_k(vectors, vector, top, live)
             paths = self.index.paths(slots)
         return [
             Hit(float(score), self.folder / os.fsdecode(path))
             for score, path in zip(scores, paths, strict=True)
         ]
+
+    def relevance_rule(self, path: str | os.PathLike[str] | None = None) -> RelevanceRule:
+        """The rule in `path`, by default the one that the model came with.
+
+        Raises ConfigError when there is none, or it was measured for another model.
+        """
+        model_id = self.index.model.model_id
+        if path is not None:
+            rule = read_relevance_rule(Path(os.path.expanduser(path)))
+        else:
+            rule = find_relevance_rule(getattr(self.embedder, "folder", None), model_id)
+        rule.check_model(model_id)
+        return rule
 
     def skipped_files(self) -> list[SkippedFile]:
         """The files that the index remembers as unreadable, and why."""
@@ -190,6 +220,38 @@ def open_photos(
         stored = Index.create(folder, record, place)
     stored.check_model(record)
     return PhotoIndex(stored, embedder, folder, max_megapixels=max_megapixels)
+
+
+def _check_words_only(terms: Sequence[Term]) -> None:
+    """Raises QueryError for what a relevance rule was not measured for."""
+    for term in terms:
+        if term.kind == "image":
+            raise QueryError(
+                f"there is no rule for which photos are relevant to a picture "
+                f"({source_name(term.value)}): it is measured for words, and scores between "
+                f"pictures are of another size. Search without --relevant."
+            )
+        if term.weight < 0:
+            raise QueryError(
+                f"there is no rule for which photos are relevant without something "
+                f"({source_name(term.value)}): it is measured for words alone. "
+                f"Search without --relevant."
+            )
+
+
+def _relevant(
+    rule: RelevanceRule,
+    vectors: Float32[np.ndarray, "slot dim"],
+    query: Float[np.ndarray, " dim"],
+    live: Bool[np.ndarray, " slot"],
+) -> Bool[np.ndarray, " slot"]:
+    """The slots in use whose photos answer the query."""
+    scores = np.asarray(vectors) @ query
+    slots = np.flatnonzero(live & np.isfinite(scores))
+    relevant = np.zeros_like(live)
+    if len(slots):
+        relevant[slots[rule.relevant(scores[slots], query)]] = True
+    return relevant
 
 
 def _check_folder(folder: Path) -> None:
