@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from twinlens import embed
-from twinlens.cli import console, search_command, thumbnails
+from twinlens.cli import search_command, thumbnails
 from twinlens.cli.main import main
 from twinlens.search.photos import PhotoIndex, index
 from twinlens.search.store import Index
 from twinlens.testing import FakeEmbedder
+from twinlens.text import printable
 
 COLOURS = {"red.png": (250, 0, 0), "green.png": (0, 250, 0), "trip/blue.png": (0, 0, 250)}
 
@@ -321,8 +322,8 @@ def test_a_thumbnail_fits_its_cells_whatever_its_shape(tmp_path):
 
 
 def test_printable_leaves_ordinary_names_alone():
-    assert console.printable("Übermut 写真 🎉.jpg") == "Übermut 写真 🎉.jpg"
-    assert console.printable("a\tb\x9b\udcff") == "a\\tb\\x9b\\udcff"
+    assert printable("Übermut 写真 🎉.jpg") == "Übermut 写真 🎉.jpg"
+    assert printable("a\tb\x9b\udcff") == "a\\tb\\x9b\\udcff"
 
 
 def test_the_same_in_three_lines_of_python(folder):

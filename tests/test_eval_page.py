@@ -233,6 +233,16 @@ def test_a_heat_map_survives_values_that_are_none():
     plots.heatmap(np.zeros((2, 2)), ["a", "b"], ["a", "b"])
 
 
+def test_a_logarithmic_axis_has_plain_numbers():
+    shots = [1, 2, 4, 8, 16]
+    texts = _texts(plots.curves(shots, {"a": shots}, x_label="shots", log_x=True))
+    assert texts[:6] == ["1", "2", "4", "8", "16", "shots"]
+    strengths = [10.0**exponent for exponent in range(-6, 7)]
+    texts = _texts(plots.curves(strengths, {"a": [0.5] * 13}, log_x=True))
+    # Every third or so power of ten, and no mathematics such as $10^{-3}$.
+    assert {"1e-06", "1"} <= set(texts) and not any("$" in text for text in texts)
+
+
 def test_empty_bins_of_a_reliability_diagram_may_be_nan():
     texts = _texts(plots.reliability([0.25, np.nan], [0.5, np.nan], [3, 0]))
     assert {"confidence", "accuracy", "items"} <= set(texts)

@@ -97,7 +97,7 @@ def test_the_page_shows_a_picture_of_the_class_that_was_given():
     worst_page(page, data, worst)
     html = page.html()
     assert "dog, taken for cat" in html and "cat 69%, dog 31%" in html
-    assert "a cat of this data" in html
+    assert "from the class cat" in html
     assert as_details(data, worst)[0] == {
         "id": "c.jpg",
         "class": "dog",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from twinlens.text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -20,19 +22,6 @@ if TYPE_CHECKING:
 def note(message: str) -> None:
     """One line to stderr."""
     print(printable(message), file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """`text` with backslash escapes for all that could not be shown, or could steer a terminal.
-
-    A file may be called "\\x1b[2J.jpg", or by bytes that are no text at all.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in text
-    )
 
 
 def sync_with_progress(photos: "PhotoIndex") -> "SyncReport":

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinlens.cli.console import ProgressBar, note, printable
+from twinlens.cli.console import ProgressBar, note
+from twinlens.text import printable
 
 if TYPE_CHECKING:
     from twinlens.data.pairs import Source

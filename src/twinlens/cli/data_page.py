@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from twinlens.cli.console import printable
 from twinlens.cli.data_command import FIGURES, source_name, spread
 from twinlens.cli.thumbnails import encoded
 from twinlens.data.check import QUANTILES, Report, Side, sample_rows, thumbnails
+from twinlens.text import printable
 
 SAMPLES = 36
 GROUPS_SHOWN = 12  # of look-alikes, and as many leaks

@@ -16,9 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from twinlens import __version__
+from twinlens.cli.compare_command import compare_command
 from twinlens.cli.console import note
 from twinlens.cli.convert_command import convert_command
 from twinlens.cli.data_command import data_check_command
+from twinlens.cli.evaluate_command import evaluate_app
 from twinlens.cli.index_command import index_command
 from twinlens.cli.models_command import models_command
 from twinlens.cli.pull_command import pull_command
@@ -71,6 +73,8 @@ app.command("convert")(convert_command)
 app.command("models")(models_command)
 app.command("pull")(pull_command)
 app.command("train")(train_command)
+app.add_typer(evaluate_app, name="evaluate")
+app.command("compare")(compare_command)
 data = typer.Typer(rich_markup_mode=None, help="Look after the data that models are trained on.")
 data.command("check")(data_check_command)
 app.add_typer(data, name="data")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinlens.cli.console import note, printable
+from twinlens.cli.console import note
 from twinlens.cli.pull_command import search_line
+from twinlens.text import printable
 
 if TYPE_CHECKING:
     from twinlens.hub.registry import PublishedModel

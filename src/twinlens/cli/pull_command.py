@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinlens.cli.console import ProgressBar, note, printable
+from twinlens.cli.console import ProgressBar, note
+from twinlens.text import printable
 
 if TYPE_CHECKING:
     pass

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from twinlens.cli.console import printable
 from twinlens.cli.thumbnails import encoded, small_image
 from twinlens.search.photos import Hit
 from twinlens.search.query import Term
+from twinlens.text import printable
 
 THUMBNAIL_PIXELS = 320  # longest side
 QUERY_PIXELS = 160

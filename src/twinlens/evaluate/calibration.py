@@ -18,9 +18,10 @@ from twinlens.embed import EmbedderLike
 from twinlens.errors import ConfigError
 from twinlens.evaluate.result import Figure, PerItem, Result
 from twinlens.evaluate.sets import LabelledSet
-from twinlens.evaluate.splits import Vectors, stratified_split, vectors_of
+from twinlens.evaluate.splits import Vectors, stratified_split
 from twinlens.evaluate.statistics import bootstrap_interval, figure_of
 from twinlens.evaluate.tasks import new_result, templates_for
+from twinlens.evaluate.usable import with_vectors
 from twinlens.evaluate.vectors import Progress, VectorCache
 from twinlens.evaluate.zero_shot import class_vectors
 
@@ -157,7 +158,7 @@ def calibration(
     half. `details["temperature"]` divides logits; `details["fitted logit scale"]` is what to
     multiply cosines by instead of the model's own.
     """
-    vectors, data = vectors_of(embedder, data, vectors, cache=cache, progress=progress)
+    data, vectors = with_vectors(embedder, data, vectors, cache=cache, progress=progress)
     templates = templates_for(data, templates)
     classes = class_vectors(embedder, data.class_names, templates, cache=cache)
     scale = logit_scale_of(embedder) if logit_scale is None else logit_scale

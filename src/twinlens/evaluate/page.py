@@ -59,7 +59,7 @@ p { margin: .25rem 0; max-width: 75ch; } .faint { color: var(--faint); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-top: .4rem; }
 th, td { text-align: right; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line);
   font-weight: 400; vertical-align: top; } th { color: var(--faint); }
-td { overflow-wrap: normal; } td.words { min-width: 9rem; overflow-wrap: anywhere; }
+th, td { overflow-wrap: normal; } td.words { min-width: 9rem; overflow-wrap: anywhere; }
 .words { text-align: left; }
 .pictures { display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(45%, 150px), 1fr)); }

@@ -40,6 +40,7 @@ WIDTH = 5.0  # inches: 360 units
 MOST_CELLS_WRITTEN = 10  # columns of a heat map with their numbers
 MOST_LABELS = 40  # rows or columns of a heat map that are named
 LABEL_LETTERS = 24
+MOST_OWN_TICKS = 8  # values on a logarithmic axis that are written; of more, powers of ten
 # So dark at most that black and white letters stay legible on it.
 _HEAT_OPACITY = 0.85
 
@@ -130,12 +131,22 @@ def curves(
         axes.set_xlabel(printable(x_label))
         axes.set_ylabel(printable(y_label))
         if log_x:
-            axes.set_xscale("log")
+            _log_axis(axes, x)
         if y_limits is not None:
             axes.set_ylim(y_limits)
         if len(series) > 1:
             canvas.legend()
     return canvas.content
+
+
+def _log_axis(axes: Any, x: Numbers) -> None:
+    """A logarithmic x axis whose ticks are plain numbers: matplotlib's own are mathematics."""
+    ticker = need("matplotlib.ticker")
+    axes.set_xscale("log")
+    few = len(x) <= MOST_OWN_TICKS
+    axes.xaxis.set_major_locator(ticker.FixedLocator(x) if few else ticker.LogLocator(numticks=5))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def reliability(

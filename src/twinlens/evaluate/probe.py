@@ -22,9 +22,10 @@ from twinlens.errors import ConfigError
 from twinlens.evaluate.extra import need
 from twinlens.evaluate.result import Figure, Result
 from twinlens.evaluate.sets import LabelledSet
-from twinlens.evaluate.splits import Rows, Split, Vectors, stratified_split, vectors_of
+from twinlens.evaluate.splits import Rows, Split, Vectors, stratified_split
 from twinlens.evaluate.statistics import bootstrap_interval, mean_per_class
 from twinlens.evaluate.tasks import new_result, note
+from twinlens.evaluate.usable import with_vectors
 from twinlens.evaluate.vectors import Progress, VectorCache
 
 Labels = Int[np.ndarray, " image"]
@@ -75,7 +76,7 @@ def parts_of(
     Raises ConfigError for other classes, too few pictures, and unreadable sets. A `split`
     counts the rows of `data` as given; its unreadable pictures drop out.
     """
-    readable_rows, all_rows = vectors_of(embedder, data, vectors, cache=cache, progress=progress)
+    all_rows, readable_rows = with_vectors(embedder, data, vectors, cache=cache, progress=progress)
     if split is not None:
         split = _after_skips(split, data, all_rows)
     data = all_rows
@@ -99,7 +100,7 @@ def parts_of(
         return Parts(
             **parts, test=readable_rows[split.test], test_labels=test_set.labels, test_set=test_set
         )
-    measured, test_set = vectors_of(embedder, test, test_vectors, cache=cache, progress=progress)
+    test_set, measured = with_vectors(embedder, test, test_vectors, cache=cache, progress=progress)
     return Parts(**parts, test=measured, test_labels=test_set.labels, test_set=test_set)
 
 

@@ -1,15 +1,11 @@
-"""Labelled vectors and their stratified parts: what probes, few-shot and calibration begin with."""
+"""Stratified parts of a labelled set: what probes, few-shot and calibration begin with."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from twinlens.embed import EmbedderLike
 from twinlens.errors import ConfigError
-from twinlens.evaluate.sets import LabelledSet
-from twinlens.evaluate.tasks import readable
-from twinlens.evaluate.vectors import Progress, VectorCache, embed_set
 
 Vectors = Float32[np.ndarray, "_ dim"]  # a function may take those of two sets
 Rows = Int[np.ndarray, " _"]
@@ -22,29 +18,6 @@ class Split:
     train: Rows
     val: Rows
     test: Rows
-
-
-def vectors_of(
-    embedder: EmbedderLike,
-    data: LabelledSet,
-    vectors: Vectors | None = None,
-    *,
-    cache: VectorCache | None = None,
-    progress: Progress | None = None,
-) -> tuple[Vectors, LabelledSet]:
-    """The set's vectors and the set without pictures that have none; embeds where none are given.
-
-    Raises ConfigError for a wrong number of vectors and where no picture can be read.
-    """
-    if vectors is None:
-        return embed_set(embedder, data, cache=cache, progress=progress)
-    if len(vectors) != len(data):
-        raise ConfigError(
-            f"{data.name} has {len(data):,} pictures but {len(vectors):,} vectors were given."
-        )
-    missing = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    data, kept = readable(data, [(int(row), "it has no vector") for row in missing])
-    return vectors[kept], data
 
 
 def stratified_split(

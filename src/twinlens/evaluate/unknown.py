@@ -21,9 +21,10 @@ from twinlens.evaluate.calibration import logit_scale_of, softmax
 from twinlens.evaluate.extra import need
 from twinlens.evaluate.result import Figure, PerItem, Result
 from twinlens.evaluate.sets import LabelledSet
-from twinlens.evaluate.splits import Vectors, vectors_of
+from twinlens.evaluate.splits import Vectors
 from twinlens.evaluate.statistics import bootstrap_interval, figure_of
 from twinlens.evaluate.tasks import new_result, templates_for
+from twinlens.evaluate.usable import with_vectors
 from twinlens.evaluate.vectors import Progress, VectorCache
 from twinlens.evaluate.zero_shot import class_vectors
 
@@ -155,7 +156,7 @@ def unknown(
     figures of each of SCORES: coverage (share of known pictures that are answered), accuracy
     of what is answered, measured false accepts, AUROC, false positives at 95 % recall.
     """
-    vectors, data = vectors_of(embedder, data, vectors, cache=cache, progress=progress)
+    data, vectors = with_vectors(embedder, data, vectors, cache=cache, progress=progress)
     if other is None:
         known_set, other = held_out_classes(data, seed=seed)
         row_of = {identity: row for row, identity in enumerate(data.ids)}
@@ -163,7 +164,7 @@ def unknown(
             vectors[[row_of[identity] for identity in one.ids]] for one in (known_set, other)
         )
         data = known_set
-    other_vectors, other = vectors_of(
+    other, other_vectors = with_vectors(
         embedder, other, other_vectors, cache=cache, progress=progress
     )
     templates = templates_for(data, templates)

@@ -190,7 +190,7 @@ def _labelled(data: LabelledSet, item: WorstLabel) -> "list[Shown]":
     others = np.flatnonzero(data.labels == item.given)
     if len(others):
         other = int(others[0])
-        shown.append(Shown(data.images[other], f"a {given} of this data", data.ids[other]))
+        shown.append(Shown(data.images[other], f"from the class {given}", data.ids[other]))
     return shown
 
 
