@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "twinlens"
 # -> apps -> server -> cli. Layers with equal numbers may not import each other.
 LAYERS = {
     "errors": 0,
+    "text": 0,
     "config": 1,
     "data": 2,
     "model": 2,
