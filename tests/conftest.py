@@ -1,6 +1,7 @@
 """What every test may ask for; PyTorch is loaded only by the tests that do."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,20 @@ def shared_folder() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (golden files and real data), which is not on this machine")
     return SHARED
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line, in this process: its exit code, and what it printed."""
+    from twinlens.cli.main import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
+
+    return run
 
 
 @pytest.fixture

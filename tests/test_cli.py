@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from PIL import Image
 
 from twinlens import embed
 from twinlens.cli import search_command, thumbnails
-from twinlens.cli.main import main
 from twinlens.search.photos import PhotoIndex, index
 from twinlens.search.store import Index
 from twinlens.testing import FakeEmbedder
@@ -41,17 +39,6 @@ def folder(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), colour).save(path)
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
-
-    return run
 
 
 def test_index_says_what_it_did(run, folder):

@@ -4,30 +4,17 @@ Run with: pytest tests/test_models_command.py
 """
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 import fake_hub
 from fake_hub import FakeHub
-from twinlens.cli.main import main
 from twinlens.hub import cache, connection, pull
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TWINLENS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
-
-    return run
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from twinlens import embed
-from twinlens.cli.main import main
 from twinlens.errors import ConfigError, QueryError
 from twinlens.runtime.relevance import RELEVANCE_NAME, Measured, RelevanceRule
 from twinlens.search.photos import index
@@ -40,17 +38,6 @@ def folder(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), colour).save(path)
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code or 0, out=out, err=err)
-
-    return run
 
 
 @pytest.fixture

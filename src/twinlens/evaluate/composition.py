@@ -22,7 +22,8 @@ from twinlens.evaluate.caption_changes import CHANGES, CaptionChange
 from twinlens.evaluate.result import Result
 from twinlens.evaluate.scenes import NUMBER_WORDS, PAIR_KINDS, ScenePair, counted_scenes, pairs_of
 from twinlens.evaluate.sets import CaptionedSet, LabelledSet
-from twinlens.evaluate.tasks import caption_ids, embedded, new_result, note, some_of
+from twinlens.evaluate.tasks import caption_ids, new_result, note, some_of
+from twinlens.evaluate.usable import with_vectors
 from twinlens.evaluate.vectors import VectorCache, cached_texts
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def negation(
     """
     if len(data.class_names) < 2:
         raise ConfigError(f"{data.name} has one class: negation needs two.")
-    data, images = embedded(embedder, some_of(data, limit, seed), cache=cache)
+    data, images = with_vectors(embedder, some_of(data, limit, seed), cache=cache)
     random = np.random.default_rng(seed)
     classes = len(data.class_names)
     shift = random.integers(1, classes, size=len(data))
@@ -220,7 +221,7 @@ def caption_swaps(
 
     Raises ConfigError where no change applies to any caption.
     """
-    data, images = embedded(embedder, some_of(data, limit, seed), cache=cache)
+    data, images = with_vectors(embedder, some_of(data, limit, seed), cache=cache)
     result = new_result("caption swaps", embedder, data)
     result.settings = {"limit": limit, "seed": seed, "chance": 1 / 2, "captions": {}}
     mean_image = images.mean(axis=0)

@@ -19,13 +19,13 @@ from twinlens.evaluate.tasks import (
     Targets,
     caption_ids,
     difference_of_means,
-    embedded,
     new_result,
     note,
     some_of,
     targets_of,
 )
 from twinlens.evaluate.twins import close_pairs, look_alikes
+from twinlens.evaluate.usable import with_vectors
 from twinlens.evaluate.vector_space import (
     NEIGHBOURS,
     alignment,
@@ -72,7 +72,7 @@ def geometry(
     Raises ConfigError where no picture can be read.
     """
     data = some_of(data, limit, seed)
-    data, images = embedded(embedder, data, cache=cache)
+    data, images = with_vectors(embedder, data, cache=cache)
     targets = targets_of(embedder, data, templates, cache=cache)
     result = new_result("geometry", embedder, data)
     result.settings = {

@@ -17,7 +17,7 @@ from twinlens.evaluate.result import Figure, PerItem, Result
 from twinlens.evaluate.sets import CaptionedSet, LabelledSet
 from twinlens.evaluate.statistics import figure_of
 from twinlens.evaluate.templates import choose_templates
-from twinlens.evaluate.vectors import VectorCache, cached_images, cached_texts
+from twinlens.evaluate.vectors import VectorCache, cached_texts
 from twinlens.evaluate.zero_shot import class_vectors
 
 AnySet = TypeVar("AnySet", LabelledSet, CaptionedSet, LabelledSet | CaptionedSet)
@@ -150,15 +150,3 @@ def readable(data: AnySet, unreadable: Sequence[tuple[int, str]]) -> tuple[AnySe
         first = f"{data.ids[unreadable[0][0]]}: {unreadable[0][1]}"
         raise ConfigError(f"No picture of {data.name} could be read; the first is {first}.")
     return data.without(unreadable), kept
-
-
-def embedded(
-    embedder: EmbedderLike, data: AnySet, *, cache: VectorCache | None = None
-) -> tuple[AnySet, Float32[np.ndarray, "image dim"]]:
-    """The set without the pictures that cannot be read, and the vectors of the others.
-
-    Raises ConfigError where none can be read.
-    """
-    vectors, skipped = cached_images(embedder, data.images, cache=cache)
-    data, _ = readable(data, [(item.position, item.reason) for item in skipped])
-    return data, vectors

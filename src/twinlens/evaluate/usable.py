@@ -1,17 +1,12 @@
 """The part of a set whose pictures have vectors: embedded here, or given by the caller."""
 
-from typing import TypeVar
-
 import numpy as np
 from jaxtyping import Float32
 
 from twinlens.embed import EmbedderLike
 from twinlens.errors import ConfigError
-from twinlens.evaluate.sets import CaptionedSet, LabelledSet
-from twinlens.evaluate.tasks import readable
+from twinlens.evaluate.tasks import AnySet, readable
 from twinlens.evaluate.vectors import Progress, VectorCache, cached_images
-
-AnySet = TypeVar("AnySet", LabelledSet, CaptionedSet)
 
 
 def with_vectors(
