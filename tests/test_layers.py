@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "twinlens"
 LAYERS = {
     "errors": 0,
     "text": 0,
+    "html_page": 1,
     "config": 1,
     "data": 2,
     "model": 2,

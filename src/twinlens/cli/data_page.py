@@ -5,7 +5,6 @@ captions are escaped, and the page forbids itself scripts and requests: data is 
 """
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from twinlens.cli.data_command import FIGURES, source_name, spread
 from twinlens.cli.thumbnails import encoded
 from twinlens.data.check import QUANTILES, Report, Side, sample_rows, thumbnails
-from twinlens.text import printable
+from twinlens.html_page import escaped, html_page
 
 SAMPLES = 36
 GROUPS_SHOWN = 12  # of look-alikes, and as many leaks
@@ -25,16 +24,9 @@ HISTOGRAM_BARS = 30
 Numbers = Sequence[int] | Sequence[float]
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1b1b1a;
-  --faint: #6d6d69; --mat: #ebebe7; --line: #e2e2dd; --bar: #5b7fa6; --bad: #b3402e; }
-@media (prefers-color-scheme: dark) { :root { --page: #161615; --card: #1f1f1e; --ink: #ececea;
-  --faint: #9a9a95; --mat: #282826; --line: #30302e; --bar: #7fa3cb; --bad: #e88775; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1400px; padding: 2rem clamp(1rem, 4vw, 3rem);
-  background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
-h1 { margin: 0 0 .25rem; font-size: 1.6rem; font-weight: 600; overflow-wrap: anywhere; }
+body { max-width: 1400px; }
 h2 { margin: 2.2rem 0 .8rem; font-size: 1.15rem; font-weight: 600; }
-p { margin: .25rem 0; } .faint { color: var(--faint); } .bad { color: var(--bad); }
+p { margin: .25rem 0; } .bad { color: var(--bad); }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: 1.2rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: .7rem 1rem; min-width: 9rem; }
@@ -52,28 +44,10 @@ th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px s
   grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
 .group { display: flex; flex-wrap: wrap; gap: .6rem; margin-bottom: 1rem; }
 .group figure { width: 190px; }
-figure { margin: 0; overflow: hidden; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; }
 figure img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
   background: var(--mat); }
 figcaption { padding: .5rem .7rem .6rem; overflow-wrap: anywhere; font-size: .9em; }
 figcaption .faint { font-size: .85em; }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
 """
 
 
@@ -83,7 +57,7 @@ def check_page(report: Report, values: dict[str, Any]) -> str:
     if report.against is not None:
         parts += _leaks(report)
         parts += _side("Compared with", report.against, values["against"])
-    return _PAGE.format(title="Data check", style=_STYLE, body="\n".join(parts))
+    return html_page("Data check", _STYLE, "\n".join(parts))
 
 
 def _side(title: str, side: Side, values: dict[str, Any]) -> list[str]:
@@ -100,21 +74,21 @@ def _side(title: str, side: Side, values: dict[str, Any]) -> list[str]:
     }
     if "captions_cut" in values:
         tiles[f"captions over {values['context']} tokens"] = values["captions_cut"]
-    parts = [f"<h1>{title}</h1>", f'<p class="faint">{_text(names)}</p>', '<div class="tiles">']
-    parts += [f'<div class="tile"><b>{n:,}</b>{_text(name)}</div>' for name, n in tiles.items()]
+    parts = [f"<h1>{title}</h1>", f'<p class="faint">{escaped(names)}</p>', '<div class="tiles">']
+    parts += [f'<div class="tile"><b>{n:,}</b>{escaped(name)}</div>' for name, n in tiles.items()]
     parts.append("</div>")
     if bad:
         parts.append("<h2>Bad samples</h2>")
         parts += [
-            f'<p><span class="bad">{count:,} &times; {_text(kind)}</span> '
-            f'<span class="faint">first: {_text(values["bad_first"][kind])}</span></p>'
+            f'<p><span class="bad">{count:,} &times; {escaped(kind)}</span> '
+            f'<span class="faint">first: {escaped(values["bad_first"][kind])}</span></p>'
             for kind, count in values["bad"].items()
         ]
     parts += ["<h2>Figures</h2>", *_figures(values), *_charts(side)]
     if values["most_common_captions"] and values["most_common_captions"][0][1] > 1:
         parts.append("<h2>Captions that come most often</h2>")
         parts += [
-            f"<p>{_text(caption)} <span class='faint'>{count:,} &times;</span></p>"
+            f"<p>{escaped(caption)} <span class='faint'>{count:,} &times;</span></p>"
             for caption, count in values["most_common_captions"]
         ]
     rows = sample_rows(side, SAMPLES)
@@ -202,17 +176,13 @@ def spread_of(numbers: Numbers) -> str:
 
 def _figure(name: str, shown: tuple[Image.Image, tuple[str, ...]] | None) -> str:
     if shown is None:
-        return f"<figure><figcaption>{_text(name)}: cannot be shown</figcaption></figure>"
+        return f"<figure><figcaption>{escaped(name)}: cannot be shown</figcaption></figure>"
     image, captions = shown
-    lines = "".join(f"<p>{_text(caption)}</p>" for caption in captions[:CAPTIONS_SHOWN])
+    lines = "".join(f"<p>{escaped(caption)}</p>" for caption in captions[:CAPTIONS_SHOWN])
     if len(captions) > CAPTIONS_SHOWN:
         lines += f'<p class="faint">and {len(captions) - CAPTIONS_SHOWN} more</p>'
     source = f"data:image/jpeg;base64,{encoded(image, 'JPEG')}"
     return (
-        f'<figure><img alt="{_text(name)}" src="{source}"><figcaption>{lines}'
-        f'<p class="faint">{_text(name)}</p></figcaption></figure>'
+        f'<figure><img alt="{escaped(name)}" src="{source}"><figcaption>{lines}'
+        f'<p class="faint">{escaped(name)}</p></figcaption></figure>'
     )
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))

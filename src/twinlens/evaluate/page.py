@@ -11,34 +11,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from typing import Any, Literal
 
 from twinlens.data.image import ImageSource, read_image
 from twinlens.errors import UnreadableImage
 from twinlens.evaluate import plots
 from twinlens.evaluate.result import Figure, Result, number_text
-from twinlens.text import printable
+from twinlens.html_page import escaped, html_page
 
 THUMBNAIL_PIXELS = 160  # longest side
 THUMBNAIL_QUALITY = 80
 SETTING_LETTERS = 400  # of a setting that a page shows
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1b1b1a;
-  --faint: #6d6d69; --mat: #ebebe7; --line: #e2e2dd; --bar: #5b7fa6; --bad: #b3402e;
-  --good: #2f7d54; --orange: #c5792c; --green: #3f8a63; --violet: #8a63ad; --grey: #7d7d78; }
-@media (prefers-color-scheme: dark) { :root { --page: #161615; --card: #1f1f1e; --ink: #ececea;
-  --faint: #9a9a95; --mat: #282826; --line: #30302e; --bar: #7fa3cb; --bad: #e88775;
-  --good: #74c598; --orange: #e0a160; --green: #6fbd93; --violet: #b795d6; --grey: #a3a39d; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1200px; padding: 2rem clamp(1rem, 4vw, 3rem);
-  background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-h1 { margin: 0 0 .25rem; font-size: 1.6rem; line-height: 1.25; font-weight: 600; }
+body { max-width: 1200px; overflow-wrap: anywhere; }
+h1 { line-height: 1.25; }
 h2 { margin: 2.6rem 0 .3rem; font-size: 1.3rem; font-weight: 600; }
 h3 { margin: 1.6rem 0 .5rem; font-size: 1.05rem; font-weight: 600; }
-p { margin: .25rem 0; max-width: 75ch; } .faint { color: var(--faint); }
+p { margin: .25rem 0; max-width: 75ch; }
 .bad { color: var(--bad); } .good { color: var(--good); }
 .tiles { display: grid; gap: .8rem; margin-top: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); }
@@ -63,8 +53,6 @@ th, td { overflow-wrap: normal; } td.words { min-width: 9rem; overflow-wrap: any
 .words { text-align: left; }
 .pictures { display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(45%, 150px), 1fr)); }
-figure { margin: 0; overflow: hidden; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; }
 figure.good { border-color: var(--good); } figure.bad { border-color: var(--bad); }
 figure.good, figure.bad { color: inherit; border-width: 2px; }
 figure img, figure .none { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
@@ -74,22 +62,6 @@ figcaption { padding: .45rem .65rem .55rem; font-size: .9em; }
 figcaption .faint { font-size: .92em; }
 details { margin-top: .8rem; } summary { cursor: pointer; color: var(--faint); }
 @media print { body { background: #fff; } figure, .plot, .tile { break-inside: avoid; } }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
 """
 
 # What plots.py draws with, and the page's own name for it.
@@ -125,20 +97,20 @@ class Page:
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self._title = title
-        self._parts = [f"<h1>{_text(title)}</h1>"]
+        self._parts = [f"<h1>{escaped(title)}</h1>"]
         self._in_plots = False
         self._plots = 0
         if subtitle:
             self.text(subtitle, faint=True)
 
     def heading(self, title: str, text: str = "") -> None:
-        self._add(f"<h2>{_text(title)}</h2>")
+        self._add(f"<h2>{escaped(title)}</h2>")
         if text:
             self.text(text, faint=True)
 
     def text(self, text: str, *, faint: bool = False, mark: Mark = "") -> None:
         kind = "faint" if faint else mark
-        self._add(f'<p class="{kind}">{_text(text)}</p>' if kind else f"<p>{_text(text)}</p>")
+        self._add(f'<p class="{kind}">{escaped(text)}</p>' if kind else f"<p>{escaped(text)}</p>")
 
     def figures(self, result: Result) -> None:
         """A heading, what was measured on what, and a tile for each figure."""
@@ -168,9 +140,9 @@ class Page:
         broad = width > 1.2 * plots.WIDTH * plots.UNITS
         least = 0.85 * width if broad else 0.0
         size = f"min-width: {least:.0f}px; max-width: {1.3 * width:.0f}px"
-        words = f'<p class="faint">{_text(text)}</p>' if text else ""
+        words = f'<p class="faint">{escaped(text)}</p>' if text else ""
         part = (
-            f'<div class="plot{" broad" if broad else ""}"><h3>{_text(title)}</h3>'
+            f'<div class="plot{" broad" if broad else ""}"><h3>{escaped(title)}</h3>'
             f'<div class="wide"><div style="{size}; margin: 0 auto">{drawing}</div></div>'
             f"{words}</div>"
         )
@@ -208,11 +180,11 @@ class Page:
     def html(self) -> str:
         closing = ["</div>"] if self._in_plots else []
         body = "\n".join([*self._parts, *closing])
-        return _PAGE.format(title=_text(self._title), style=_STYLE, body=body)
+        return html_page(self._title, _STYLE, body)
 
     def _titled(self, title: str, text: str) -> None:
         if title:
-            self._add(f"<h3>{_text(title)}</h3>")
+            self._add(f"<h3>{escaped(title)}</h3>")
         if text:
             self.text(text, faint=True)
 
@@ -234,7 +206,7 @@ def figures_page(title: str, results: Sequence[Result]) -> Page:
 def _tile(name: str, figure: Figure) -> str:
     unit = f" {figure.unit}" if figure.unit else ""
     value = number_text(figure.value, figure.unit)
-    parts = f"{_text(_spaced(name))}<b>{_text(value + unit)}</b>"
+    parts = f"{escaped(_spaced(name))}<b>{escaped(value + unit)}</b>"
     if figure.low is None or figure.high is None:
         return f'<div class="tile">{parts}</div>'
     ends = [number_text(end, figure.unit) for end in (figure.low, figure.high)]
@@ -256,7 +228,8 @@ def _track(value: float, low: float, high: float) -> str:
 
 def _settings(settings: dict[str, Any]) -> str:
     rows = "".join(
-        f'<tr><td class="words">{_text(key)}</td><td class="words">{_text(_short(value))}</td></tr>'
+        f'<tr><td class="words">{escaped(key)}</td>'
+        f'<td class="words">{escaped(_short(value))}</td></tr>'
         for key, value in settings.items()
     )
     return (
@@ -275,7 +248,7 @@ def _cell(tag: str, value: object, left: bool) -> str:
         text = number_text(value)
     else:
         text = f"{value:,}" if type(value) is int else str(value)
-    return f"<{tag}{' class=words' if left else ''}>{_text(text)}</{tag}>"
+    return f"<{tag}{' class=words' if left else ''}>{escaped(text)}</{tag}>"
 
 
 def _picture(shown: Shown) -> str:
@@ -286,9 +259,9 @@ def _picture(shown: Shown) -> str:
     elif source is None:
         image = '<div class="none">cannot be shown</div>'
     else:
-        image = f'<img alt="{_text(name)}" src="{source}">'
-    words = f"<p>{_text(shown.caption)}</p>" if shown.caption else ""
-    words += f'<p class="faint">{_text(shown.note)}</p>' if shown.note else ""
+        image = f'<img alt="{escaped(name)}" src="{source}">'
+    words = f"<p>{escaped(shown.caption)}</p>" if shown.caption else ""
+    words += f'<p class="faint">{escaped(shown.note)}</p>' if shown.note else ""
     kind = f' class="{shown.mark}"' if shown.mark else ""
     return f"<figure{kind}>{image}<figcaption>{words}</figcaption></figure>"
 
@@ -310,13 +283,13 @@ def _drawing(image: bytes, title: str, prefix: str) -> tuple[str, float]:
     if image.startswith(b"\x89PNG"):
         width = int.from_bytes(image[16:20]) / 2  # the header's first number; two pixels a unit
         source = f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
-        return f'<img alt="{_text(title)}" src="{source}">', width
+        return f'<img alt="{escaped(title)}" src="{source}">', width
     text = re.sub(r"<([?!].*?|metadata>.*?</metadata)>", "", image.decode("utf-8"), flags=re.S)
     found = re.search(r'viewBox="\S+ \S+ (\S+) \S+"', text)
     width = float(found[1]) if found else plots.WIDTH * plots.UNITS
     # Its own size and its prolog would be in the way; the page's style says how large it is.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text, count=1)
-    label = f'<svg role="img" aria-label="{_text(title)}"'
+    label = f'<svg role="img" aria-label="{escaped(title)}"'
     return _SVG_TAG.sub(partial(_adopted, prefix), text).replace("<svg", label, 1).strip(), width
 
 
@@ -331,7 +304,3 @@ def _adopted(prefix: str, tag: re.Match[str]) -> str:
 def _spaced(name: str) -> str:
     """`text to image recall@1` for `text_to_image_recall@1`."""
     return name.replace("_", " ")
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))

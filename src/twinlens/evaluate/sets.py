@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -74,21 +74,11 @@ class LabelledSet:
 
     def rows(self, rows: Rows) -> "LabelledSet":
         """The pictures at these rows; all classes stay."""
-        return replace(
-            self,
-            images=Picked(self.images, rows),
-            labels=self.labels[rows],
-            ids=tuple(self.ids[row] for row in rows),
-            groups=_picked(self.groups, rows),
-        )
+        return _rows(self, rows, labels=self.labels[rows])
 
     def without(self, skipped: Iterable[tuple[int, str]]) -> "LabelledSet":
         """Without the pictures at these (row, reason), which `skipped` then names."""
-        reasons = dict(skipped)
-        if not reasons:
-            return self
-        kept = self.rows(_other_rows(len(self), reasons))
-        return replace(kept, skipped=self.skipped + _named(self.ids, reasons))
+        return _without(self, skipped)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -97,13 +87,7 @@ class LabelledSet:
 
     def describe(self) -> dict[str, Any]:
         """What a Result's `data` holds."""
-        return {
-            "name": self.name,
-            "images": len(self),
-            "classes": len(self.class_names),
-            "fingerprint": self.fingerprint,
-            "skipped": [list(item) for item in self.skipped],
-        }
+        return _described(self, classes=len(self.class_names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,22 +137,12 @@ class CaptionedSet:
         place = np.full(len(self.images), -1)
         place[rows] = np.arange(len(rows))
         kept = np.flatnonzero(place[self.owner] >= 0)
-        return replace(
-            self,
-            images=Picked(self.images, rows),
-            ids=tuple(self.ids[row] for row in rows),
-            captions=tuple(self.captions[row] for row in kept),
-            owner=place[self.owner[kept]],
-            groups=_picked(self.groups, rows),
-        )
+        captions = tuple(self.captions[row] for row in kept)
+        return _rows(self, rows, captions=captions, owner=place[self.owner[kept]])
 
     def without(self, skipped: Iterable[tuple[int, str]]) -> "CaptionedSet":
         """Without the pictures at these (row, reason) and without their captions."""
-        reasons = dict(skipped)
-        if not reasons:
-            return self
-        kept = self.rows(_other_rows(len(self), reasons))
-        return replace(kept, skipped=self.skipped + _named(self.ids, reasons))
+        return _without(self, skipped)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -177,13 +151,10 @@ class CaptionedSet:
 
     def describe(self) -> dict[str, Any]:
         """What a Result's `data` holds."""
-        return {
-            "name": self.name,
-            "images": len(self),
-            "captions": len(self.captions),
-            "fingerprint": self.fingerprint,
-            "skipped": [list(item) for item in self.skipped],
-        }
+        return _described(self, captions=len(self.captions))
+
+
+AnySet = TypeVar("AnySet", LabelledSet, CaptionedSet, LabelledSet | CaptionedSet)
 
 
 def _check_images(
@@ -203,16 +174,36 @@ def _check_count(name: str, what: str, count: int, images: int) -> None:
         )
 
 
-def _picked(groups: Groups, rows: Rows) -> Groups:
-    return {column: tuple(values[row] for row in rows) for column, values in groups.items()}
+def _rows(data: AnySet, rows: Rows, **own: Any) -> AnySet:
+    """`own` are the parts that the other kind of set does not have, already picked."""
+    return replace(
+        data,
+        images=Picked(data.images, rows),
+        ids=tuple(data.ids[row] for row in rows),
+        groups={
+            column: tuple(values[row] for row in rows) for column, values in data.groups.items()
+        },
+        **own,
+    )
 
 
-def _other_rows(count: int, left_out: Mapping[int, str]) -> Rows:
-    return np.array([row for row in range(count) if row not in left_out], dtype=np.int64)
+def _without(data: AnySet, skipped: Iterable[tuple[int, str]]) -> AnySet:
+    reasons = dict(skipped)
+    if not reasons:
+        return data
+    kept = data.rows(np.delete(np.arange(len(data)), list(reasons)))
+    named = tuple((data.ids[row], reason) for row, reason in sorted(reasons.items()))
+    return replace(kept, skipped=data.skipped + named)
 
 
-def _named(ids: tuple[str, ...], reasons: Mapping[int, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((ids[row], reason) for row, reason in sorted(reasons.items()))
+def _described(data: LabelledSet | CaptionedSet, **counted: int) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "images": len(data),
+        **counted,
+        "fingerprint": data.fingerprint,
+        "skipped": [list(item) for item in data.skipped],
+    }
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ random part of a set, and figures noted together with the values they are the me
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Shaped
@@ -14,13 +13,11 @@ from jaxtyping import Bool, Float32, Int, Shaped
 from twinlens.embed import EmbedderLike
 from twinlens.errors import ConfigError
 from twinlens.evaluate.result import Figure, PerItem, Result
-from twinlens.evaluate.sets import CaptionedSet, LabelledSet
+from twinlens.evaluate.sets import AnySet, CaptionedSet, LabelledSet
 from twinlens.evaluate.statistics import figure_of
 from twinlens.evaluate.templates import choose_templates
 from twinlens.evaluate.vectors import VectorCache, cached_texts
 from twinlens.evaluate.zero_shot import class_vectors
-
-AnySet = TypeVar("AnySet", LabelledSet, CaptionedSet, LabelledSet | CaptionedSet)
 
 
 @dataclass(frozen=True, eq=False)

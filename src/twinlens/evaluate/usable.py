@@ -5,7 +5,8 @@ from jaxtyping import Float32
 
 from twinlens.embed import EmbedderLike
 from twinlens.errors import ConfigError
-from twinlens.evaluate.tasks import AnySet, readable
+from twinlens.evaluate.sets import AnySet
+from twinlens.evaluate.tasks import readable
 from twinlens.evaluate.vectors import Progress, VectorCache, cached_images
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -29,13 +28,12 @@ from PIL import Image
 from twinlens.data.image import ImageSource
 from twinlens.embed import EmbedderLike, Skipped
 from twinlens.errors import ConfigError
-from twinlens.evaluate.sets import CaptionedSet, LabelledSet
+from twinlens.evaluate.sets import AnySet
 from twinlens.hub.cache import cache_folder
 from twinlens.runtime.machine import usable_cores
 
 Vectors = Float32[np.ndarray, "item dim"]
 Progress = Callable[[int, int], None]  # pictures done, of how many
-AnySet = TypeVar("AnySet", LabelledSet, CaptionedSet, LabelledSet | CaptionedSet)
 
 WAIT_SECONDS = 30.0  # for another process that is writing; a batch takes milliseconds
 ROWS_A_QUERY = 500  # SQLite takes at most 999 placeholders in versions before 3.32
