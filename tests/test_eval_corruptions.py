@@ -189,7 +189,9 @@ def test_an_unreadable_picture_is_left_out_and_named(embedder, colours):
     assert result.data["skipped"][0][0] == "red0.png"
     assert result.per_item["accuracy@1 clean"].ids == list(colours.ids[1:])
     nothing = LabelledSet("none", [b"x"], np.array([0]), (("red",), ("blue",)), ("only.png",))
-    with pytest.raises(ConfigError, match=r"No picture of none could be read; the first is only"):
+    with pytest.raises(
+        ConfigError, match=r"None of the 1 pictures of none can be read\. The first: only"
+    ):
         robustness(embedder, nothing)
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 
 from twinlens.errors import ConfigError
 from twinlens.evaluate.sets import CaptionedSet, LabelledSet
+from twinlens.evaluate.usable import with_vectors
 from twinlens.evaluate.vectors import (
     VectorCache,
     VectorCacheWarning,
     cached_images,
     cached_texts,
     content_key,
-    embed_set,
 )
 from twinlens.testing import FakeEmbedder
 
@@ -220,7 +220,7 @@ def test_a_set_comes_back_without_its_broken_pictures() -> None:
         ids=("a", "b", "c"),
         groups={"place": ("in", "in", "out")},
     )
-    vectors, rest = embed_set(FakeEmbedder(), data)
+    rest, vectors = with_vectors(FakeEmbedder(), data)
     np.testing.assert_array_equal(vectors, FakeEmbedder().images([b"one", b"two"]))
     assert (rest.ids, rest.labels.tolist()) == (("a", "c"), [0, 1])
     assert rest.groups == {"place": ("in", "out")}
@@ -233,4 +233,4 @@ def test_a_set_without_one_good_picture_is_one_sentence() -> None:
     with pytest.raises(
         ConfigError, match=r"None of the 2 pictures of d can be read\. The first: x"
     ):
-        embed_set(FakeEmbedder(), data)
+        with_vectors(FakeEmbedder(), data)

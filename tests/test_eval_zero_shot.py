@@ -188,7 +188,7 @@ def test_rows_without_a_vector_are_left_out_too():
 
 
 def test_a_set_without_one_readable_picture_is_said():
-    with pytest.raises(ConfigError, match="No picture of small could be read"):
+    with pytest.raises(ConfigError, match="None of the 3 pictures of small can be read"):
         zero_shot(FakeEmbedder(), small_set(images=[b"not a", b"not a", b"not a"]))
 
 

@@ -128,6 +128,7 @@ def test_a_target_that_is_there_is_not_touched_unless_asked(own_folder, tmp_path
 def test_fewer_dimensions_are_a_prefix_of_unit_length():
     whole, half = twinlens.Embedder("mini"), twinlens.Embedder("mini@100")
     assert half.dim == 100 and half.model_id == f"{whole.model_id}@100"
+    assert (whole.name, half.name) == ("mini", "mini@100")
     full = whole.texts(["a dog", "a red car"])[:, :100]
     wanted = full / np.linalg.norm(full, axis=1, keepdims=True)
     np.testing.assert_allclose(half.texts(["a dog", "a red car"]), wanted, atol=1e-6)

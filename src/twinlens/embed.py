@@ -163,7 +163,9 @@ class Embedder:
 
     @property
     def name(self) -> str:
-        return self.config.name
+        """As --model takes it: `mini`, or `mini@64` for vectors that were cut off."""
+        cut = self.dim < self.config.dim
+        return f"{self.config.name}@{self.dim}" if cut else self.config.name
 
     @property
     def context(self) -> int:

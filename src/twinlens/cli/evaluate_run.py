@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twinlens import __version__
 from twinlens.cli.console import ProgressBar, note
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from twinlens.embed import EmbeddedBatch, EmbedderLike, Skipped
     from twinlens.evaluate.page import Page
     from twinlens.evaluate.result import Result
-    from twinlens.evaluate.sets import CaptionedSet, LabelledSet
-
-    AnySet = TypeVar("AnySet", LabelledSet, CaptionedSet, LabelledSet | CaptionedSet)
+    from twinlens.evaluate.sets import AnySet, CaptionedSet, LabelledSet
 
 SKIPPED_NAMED = 20  # pictures left out; --json names all
 
@@ -151,12 +149,12 @@ class Evaluation:
 
     def embedded(self, data: "AnySet") -> "tuple[AnySet, Float32[np.ndarray, 'image dim']]":
         """The set without the pictures that cannot be read, and the others' vectors."""
-        from twinlens.evaluate.vectors import embed_set
+        from twinlens.evaluate.usable import with_vectors
 
         with ProgressBar("embedding") as bar:
-            vectors, data = embed_set(self.embedder, data, cache=self.cache, progress=bar.update)
-        self._say_skipped(data.skipped)
-        return data, vectors
+            found = with_vectors(self.embedder, data, cache=self.cache, progress=bar.update)
+        self._say_skipped(found[0].skipped)
+        return found
 
     def some(self, data: "AnySet", limit: int, what: str) -> "AnySet":
         """At most `limit` pictures at random, and said so, unless --limit was given."""

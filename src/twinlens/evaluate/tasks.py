@@ -144,6 +144,9 @@ def readable(data: AnySet, unreadable: Sequence[tuple[int, str]]) -> tuple[AnySe
     gone = {row for row, _ in unreadable}
     kept = np.array([row for row in range(len(data)) if row not in gone], dtype=np.int64)
     if not len(kept):
-        first = f"{data.ids[unreadable[0][0]]}: {unreadable[0][1]}"
-        raise ConfigError(f"No picture of {data.name} could be read; the first is {first}.")
+        row, reason = unreadable[0]
+        raise ConfigError(
+            f"None of the {len(data):,} pictures of {data.name} can be read. The first: "
+            f"{data.ids[row]}: {reason}."
+        )
     return data.without(unreadable), kept

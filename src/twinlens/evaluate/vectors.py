@@ -27,8 +27,6 @@ from PIL import Image
 
 from twinlens.data.image import ImageSource
 from twinlens.embed import EmbedderLike, Skipped
-from twinlens.errors import ConfigError
-from twinlens.evaluate.sets import AnySet
 from twinlens.hub.cache import cache_folder
 from twinlens.runtime.machine import usable_cores
 
@@ -301,24 +299,3 @@ def cached_texts(
         if cache is not None:
             cache.write(embedder.model_id, [keys[row] for row in rows], vectors[rows])
     return vectors[[place[text] for text in texts]]
-
-
-def embed_set(
-    embedder: EmbedderLike,
-    data: AnySet,
-    *,
-    cache: VectorCache | None = None,
-    progress: Progress | None = None,
-) -> tuple[Vectors, AnySet]:
-    """Vectors of a set's pictures, and the set without those that cannot be read.
-
-    Row i of the vectors is picture i of the set that comes back; its `skipped` names the
-    others. Raises ConfigError where not one picture can be read.
-    """
-    vectors, skipped = cached_images(embedder, data.images, cache=cache, progress=progress)
-    if not len(vectors):
-        raise ConfigError(
-            f"None of the {len(data):,} pictures of {data.name} can be read. The first: "
-            f"{data.ids[0]}: {skipped[0].reason}."
-        )
-    return vectors, data.without((item.position, item.reason) for item in skipped)
