@@ -62,6 +62,7 @@ class SetPlan:
 SETS = {
     "flickr_train": SetPlan("flickr8k/train-*.tar", views=4),
     "flickr_val": SetPlan("flickr8k/val-*.tar", views=1),
+    "flickr_more": SetPlan("flickr8k/val-*.tar", views=4),  # for the last stage
     "tiny_train": SetPlan("tinyimagenet/train-*.tar.gz", views=2),
     "clothing_train": SetPlan("clothing/all-*.tar.gz", views=3),
     "drawings": SetPlan("", views=1),

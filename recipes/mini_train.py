@@ -1,10 +1,13 @@
 """Step 2 of the `mini` recipe: cached feature maps and texts to a trained checkpoint.
 
-Three stages:
-  locked  both towers locked, only the projections learn (LiT; pictures are cached features)
-  joint   the text tower's layers and the image tower from block LOCKED_BLOCKS on unlock
-  polish  the image tower is locked again, as it is then: larger batches, and most of the
-          classes in every step, for words of what is in no picture here came out weak
+Five stages:
+  locked    both towers locked, only the projections learn (LiT; pictures are cached features)
+  joint     the text tower's layers and the image tower from block LOCKED_BLOCKS on unlock
+  words     the image tower is locked, as it is then, and many classes are in every step: the
+            names of what is in no picture here came out weak
+  together  both unlocked again, at lower rates
+  last      the same, with the photos of val as well, at still lower rates: val has settled by
+            then what it was needed for, and is a sixth of all captioned photos
 
 Every step adds five losses:
   captions   two captions of a photo against the batch's (contrastive)
@@ -61,22 +64,28 @@ class Stage:
     projection_rate: float
     text_rate: float
     image_rate: float
+    scale_rate: float  # of the three temperatures
     classes: int = 128  # of ImageNet's, whose texts are computed anew in a step
+    made_up: int = 192  # features made up in a step
     class_weight: float = 1.0  # on top of WEIGHTS, of both losses over ImageNet's classes
+    moved: bool = False  # the locked image tower is not as it came: take its features now
+    with_val: bool = False  # learn from Flickr8k val too; its recall then says nothing
 
 
 STAGES = (
-    Stage("locked", 6, 500, 96, 2e-3, 0.0, 0.0),
-    Stage("joint", 14, 256, 48, 5e-4, 5e-5, 2e-4),
-    Stage("polish", 6, 400, 64, 3e-4, 4e-5, 0.0, classes=320, class_weight=2.0),
+    Stage("locked", 6, 500, 96, 2e-3, 0.0, 0.0, 1e-2),
+    Stage("joint", 14, 256, 48, 5e-4, 5e-5, 2e-4, 2.5e-3),
+    Stage("words", 3.75, 150, 64, 5e-4, 1.5e-4, 0.0, 5e-3, 400, 512, 3.0, moved=True),
+    Stage("together", 10, 256, 48, 4e-4, 1e-4, 1.5e-4, 2.5e-3, 256, 384, 2.5),
+    Stage("last", 4, 256, 48, 3e-4, 6e-5, 1e-4, 2e-3, 192, 256, 1.5, with_val=True),
 )
-POLISH_VIEWS = 2  # of each picture
+MOVED_VIEWS = 2  # of each picture, of a tower that has moved
+FIRST_SCALE = 25.0  # of the classifier's and of CLIP's softmax, at each stage's start
 CAPTIONS_PER_PHOTO = 2  # a picture costs twice what a caption does
 WEIGHT_DECAY = 0.05
 FEATURE_DROPOUT = 0.2  # 6,000 photos are soon known by heart
 TEXTS_PER_FORWARD = 128
 NAMES_PER_STEP = 64  # of CLIP's objects
-MADE_UP = 192  # features made up in a step
 EMA_DECAY = 0.98
 WEIGHTS = {
     "captions": 1.0,
@@ -89,22 +98,35 @@ WEIGHTS = {
 
 
 class Pictures:
-    """One cached set: maps and the tower's features by view, texts by picture."""
+    """Cached sets of equally many views: maps, the tower's features by view, texts by picture."""
 
-    def __init__(self, work: Path, name: str) -> None:
-        self.moved_cache = work / f"{name}.moved.npy"
-        self.maps = np.load(work / f"{name}.maps.npy", mmap_mode="r")
+    def __init__(self, work: Path, *names: str) -> None:
+        self.moved_cache = work / f"{'+'.join(names)}.moved.npy"
+        self.maps = [np.load(work / f"{name}.maps.npy", mmap_mode="r") for name in names]
         # Of the tower as it came, and as it is while it is locked.
-        self.before = torch.from_numpy(np.load(work / f"{name}.features.npy"))
+        features = [torch.from_numpy(np.load(work / f"{name}.features.npy")) for name in names]
+        self.before = torch.cat(features, dim=1)
         self.features = self.before
-        self.words = PairTexts(**json.loads((work / f"{name}.json").read_text()))
-        self.views, self.count = self.maps.shape[:2]
+        self.words = PairTexts()
+        for name in names:
+            words = PairTexts(**json.loads((work / f"{name}.json").read_text()))
+            self.words.texts += words.texts
+            self.words.labels += words.labels
+            self.words.files += words.files
+        self.count = self.before.shape[1]
 
     def of_tower(self, tower: EfficientNetLiteTower | None, rows: np.ndarray, view: int) -> Tensor:
-        """Features of one view of some pictures: the cached ones without a tower."""
+        """Features of one view of some pictures, in order: the cached ones without a tower."""
         if tower is None:
             return self.features[view, torch.from_numpy(rows)]
-        maps = torch.from_numpy(self.maps[view, rows].astype(np.float32))
+        ends = np.cumsum([cached.shape[1] for cached in self.maps])
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        starts = [0, *ends[:-1]]
+        chosen = [
+            cached[view, part - start]
+            for cached, part, start in zip(self.maps, parts, starts, strict=True)
+        ]
+        maps = torch.from_numpy(np.concatenate(chosen).astype(np.float32))
         # bf16 takes half the time on AVX-512; embeddings and losses stay float32.
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = tower.from_block(
@@ -114,15 +136,19 @@ class Pictures:
 
     @torch.inference_mode()
     def follow(self, tower: EfficientNetLiteTower) -> None:
-        """Take the features of `tower`, which has moved, and fewer views."""
-        self.views = min(self.views, POLISH_VIEWS)
+        """Take the features of `tower`, which has moved, in fewer views."""
         if not self.moved_cache.exists():
-            features = torch.empty(self.views, self.count, tower.config.width)
-            for view in range(self.views):
+            views = min(len(self.before), MOVED_VIEWS)
+            features = torch.empty(views, self.count, tower.config.width)
+            for view in range(views):
                 for rows in np.array_split(np.arange(self.count), 1 + self.count // 128):
                     features[view, torch.from_numpy(rows)] = self.of_tower(tower, rows, view)
             np.save(self.moved_cache, features.numpy())
         self.features = torch.from_numpy(np.load(self.moved_cache))
+
+    def views_with(self, tower: EfficientNetLiteTower | None) -> int:
+        """How many views `of_tower` has."""
+        return len(self.features) if tower is None else len(self.before)
 
 
 class Bank:
@@ -178,13 +204,13 @@ class Trainer:
             (Pictures(work, "drawings"), DRAWING_TEMPLATES, 0.45),
         ]
         self.val = Pictures(work, "flickr_val")
-        self.clip = ClipNames.read(shared / "data" / "clip_embeddings", self.photos.words.files)
+        self.clip_vectors = shared / "data" / "clip_embeddings"
+        self.clip = ClipNames.read(self.clip_vectors, self.photos.words.files)
         self.class_bank = Bank(len(teacher.weight), CONFIG.dim)
         self.name_bank = Bank(len(self.clip.names), CONFIG.dim)
         # ln(temperature) of the classifier's and of CLIP's softmax over our cosines.
-        self.scales = nn.ParameterList([torch.tensor(np.log(30.0), dtype=torch.float32)] * 2)
-        self.locked = True
-        self.classes = STAGES[0].classes
+        self.scales = nn.ParameterList([torch.tensor(0.0), torch.tensor(0.0)])
+        self.stage = STAGES[0]
 
     @property
     def tower(self) -> EfficientNetLiteTower:
@@ -220,30 +246,31 @@ class Trainer:
         The classifier is linear, so its opinion of them is exact, whatever they show.
         """
         pictures = self.photos if self.random.random() < 0.5 else self.labelled[0][0]
-        rows = torch.from_numpy(self.random.integers(pictures.count, size=MADE_UP))
-        wanted = classes[torch.from_numpy(self.random.integers(len(classes), size=MADE_UP))]
+        count = self.stage.made_up
+        rows = torch.from_numpy(self.random.integers(pictures.count, size=count))
+        wanted = classes[torch.from_numpy(self.random.integers(len(classes), size=count))]
         weight = self.teacher.weight[wanted]
-        push = torch.from_numpy(self.random.uniform(4, 14, size=(MADE_UP, 1))).float()
-        share = torch.from_numpy(self.random.uniform(0.3, 1, size=(MADE_UP, 1))).float()
+        push = torch.from_numpy(self.random.uniform(4, 14, size=(count, 1))).float()
+        share = torch.from_numpy(self.random.uniform(0.3, 1, size=(count, 1))).float()
         away = push * weight / weight.square().sum(dim=1, keepdim=True)
         return (share * pictures.features[0, rows] + away).clamp(min=0)  # ReLU's mean is above 0
 
     def loss(self, rows: np.ndarray, label_rows: list[np.ndarray]) -> dict[str, Tensor]:
         """All losses of one step, not weighted."""
-        tower = None if self.locked else self.tower
+        tower = self.tower if self.stage.image_rate else None
         captions = [
             caption
             for row in rows
             for caption in self.words.captions(self.photos.words.texts[row], CAPTIONS_PER_PHOTO)
         ]
-        view = int(self.random.integers(self.photos.views))
+        view = int(self.random.integers(self.photos.views_with(tower)))
         features = [self.photos.of_tower(tower, rows, view)]
         before = [self.photos.before[view, torch.from_numpy(rows)]]
         label_texts, groups = [], []
         for number, ((pictures, templates, _), chosen) in enumerate(
             zip(self.labelled, label_rows, strict=True)
         ):
-            view = int(self.random.integers(pictures.views))
+            view = int(self.random.integers(pictures.views_with(tower)))
             features.append(pictures.of_tower(tower, chosen, view))
             before.append(pictures.before[view, torch.from_numpy(chosen)])
             for row in chosen:
@@ -252,7 +279,7 @@ class Trainer:
                 groups.append(100_000 * number + pictures.words.labels[row])
         together = torch.cat(features)
         teacher = self.classify(torch.cat(before))
-        classes = self.sample(teacher, self.classes)
+        classes = self.sample(teacher, self.stage.classes)
         known = [
             (place, self.clip.of_row[row])
             for place, row in enumerate(rows.tolist())
@@ -314,11 +341,10 @@ class Trainer:
 
     def unlock(self, stage: Stage) -> None:
         """Say which weights learn in this stage."""
-        self.locked = stage.image_rate == 0
         self.model.text_tower.requires_grad_(stage.text_rate > 0)
         # Words that no caption here has must stay where their neighbours expect them.
         self.model.text_tower.token.requires_grad_(False)
-        self.model.image_tower.requires_grad_(not self.locked)
+        self.model.image_tower.requires_grad_(stage.image_rate > 0)
         for part in (self.tower.stem, *self.tower.blocks[:LOCKED_BLOCKS]):
             part.requires_grad_(False)
         for block in self.tower.blocks:
@@ -333,11 +359,17 @@ class Trainer:
             self.model.load_state_dict(load_checkpoint(self.work / stage.name).state_dict())
             return
         self.unlock(stage)
-        self.classes = stage.classes
-        if stage.name == "polish":
+        self.stage = stage
+        if stage.moved:
             for pictures in (self.photos, self.val, *(p for p, _, _ in self.labelled)):
                 pictures.follow(self.tower)
+        if stage.with_val:
+            self.photos = Pictures(self.work, "flickr_train", "flickr_more")
+            self.clip = ClipNames.read(self.clip_vectors, self.photos.words.files)
         self.fill_banks()
+        with torch.no_grad():
+            for scale in self.scales:
+                scale.fill_(np.log(FIRST_SCALE))
         weights = dict(WEIGHTS)
         for name in ("classifier", "made up"):
             weights[name] *= stage.class_weight
@@ -351,7 +383,7 @@ class Trainer:
             weight_decay=WEIGHT_DECAY,
         )
         scales = [self.model.log_scale, *self.scales]
-        groups.append({"params": scales, "lr": 5 * stage.projection_rate, "weight_decay": 0.0})
+        groups.append({"params": scales, "lr": stage.scale_rate, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
         steps_per_epoch = self.photos.count // stage.batch
         total = int(stage.epochs * steps_per_epoch)
@@ -382,19 +414,17 @@ class Trainer:
             average.update_parameters(self.model)
             seen.append({name: value.item() for name, value in losses.items()})
             if (step + 1) % (steps_per_epoch * 3) == 0 or step + 1 == total:
-                figures = self.validate(average.module)
                 means = {name: np.mean([row[name] for row in seen]) for name in losses}
                 print(
                     f"{stage.name} step {step + 1}/{total} {time.monotonic() - started:.0f} s, "
                     + ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-                    + f", scale {self.model.logit_scale:.1f} | val t2i@1 "
-                    f"{figures['text_to_image_recall@1']:.4f} "
-                    f"@10 {figures['text_to_image_recall@10']:.4f} i2t@1 "
-                    f"{figures['image_to_text_recall@1']:.4f} "
-                    f"@10 {figures['image_to_text_recall@10']:.4f}",
+                    + f", scale {self.model.logit_scale:.1f}",
                     flush=True,
                 )
                 seen = []
+                if not stage.with_val:
+                    figures = self.validate(average.module)
+                    print("val", {name: round(value, 4) for name, value in figures.items()})
         self.model.load_state_dict(average.module.state_dict())
         save_checkpoint(self.model, self.work / stage.name)
 
@@ -403,7 +433,7 @@ class Trainer:
         """Recall on Flickr8k val with the weights of `model`."""
         assert isinstance(model, Clip)
         kept, self.model = self.model, model
-        tower = None if self.locked else self.tower
+        tower = self.tower if self.stage.image_rate else None
         rows = np.arange(self.val.count)
         image = torch.cat(
             [self.image(self.val.of_tower(tower, r, 0)) for r in np.array_split(rows, 9)]

@@ -52,8 +52,8 @@ def test_most_sentences_find_their_photo_among_the_first_three(photos):
         found = [hit.path.stem for hit in photos.search(query, top=3)]
         if not wanted & set(found):
             missed[query] = found
-    # Version 1 misses the giraffes and the butterfly: they are small in their photos.
-    assert len(missed) <= 2, missed
+    # Version 2 finds all; on another processor a near tie may fall the other way.
+    assert len(missed) <= 1, missed
 
 
 def test_a_photo_finds_itself_and_can_be_subtracted(photos):
@@ -76,5 +76,6 @@ def test_recall_on_flickr8k_test_is_above_the_floor_of_this_version(shared_folde
     from mini_report import retrieval
 
     scores = retrieval(Embedder(), shared_folder, "test")
-    assert scores["text_to_image_recall@10"] >= 0.55
-    assert scores["image_to_text_recall@10"] >= 0.60
+    # The card's figures less 2 points: rounding differs between processors.
+    assert scores["text_to_image_recall@10"] >= 0.724
+    assert scores["image_to_text_recall@10"] >= 0.782
