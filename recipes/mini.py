@@ -4,10 +4,10 @@
     python recipes/mini.py --shared ../shared --extra EXTRA --work /var/tmp/mini \
         --out src/twinlens/models/mini
 
-EXTRA holds the unpacked drawings (mini_drawings.py says how to get them). Four steps: cache the locked
-part (mini_data.py) and train (mini_train.py), both kept in WORK and not repeated; export with
-int8 proven against fp32 (here); report (mini_report.py). WORK/checkpoint is the trained model
-for `twinlens train --model`. Disk: 3.3 GB for WORK. Times and scores: MODEL_CARD.md.
+EXTRA holds the unpacked drawings (mini_drawings.py says how to get them). Four steps: cache the
+locked part (mini_data.py) and train (mini_train.py), both kept in WORK and not repeated; export
+with int8 proven against fp32 (here); report (mini_report.py). WORK/checkpoint is the trained
+model for `twinlens train --model`. Disk: 3.3 GB for WORK. Times and scores: MODEL_CARD.md.
 """
 
 import argparse

@@ -46,7 +46,7 @@ def test_a_folder_without_inputs_says_so(own_folder):
 
 def test_a_runtime_folder_has_a_tokenizer_and_preprocessing_but_no_pytorch_model():
     assert twinlens.load_tokenizer("mini")(["a dog"]).shape == (1, 128)
-    assert twinlens.load_preprocess("mini").image_size == 224
+    assert twinlens.load_preprocess("mini").image_size == 256
     with pytest.raises(ConfigError, match="is a runtime folder"):
         twinlens.load_model("mini")
 
