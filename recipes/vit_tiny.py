@@ -69,7 +69,7 @@ CONFIG = ClipConfig(
 EASY_START = OptimizerConfig(learning_rate=5e-4, weight_decay=0.1, warmup=0.1, epsilon=1e-8)
 PREPROCESS = Preprocess(image_size=64, resize="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
 BATCH = 250
-EPOCHS = 40.0
+EPOCHS = 24.0
 STEPS_PER_EPOCH = (5_000 + 1_200) // BATCH
 VALIDATE_EPOCHS = 5
 HELD_OUT = {"tinyimagenet val (200-way)": TINY_VAL, "clothing (17-way)": CLOTHING_HELD_OUT}

@@ -47,9 +47,9 @@ p { margin: .25rem 0; max-width: 75ch; }
 .plot svg, .plot img { display: block; width: 100%; height: auto; margin: 0 auto; }
 .plot svg text { font-family: system-ui, sans-serif !important; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-top: .4rem; }
-th, td { text-align: right; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line);
+th, td { text-align: right; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line);
   font-weight: 400; vertical-align: top; } th { color: var(--faint); }
-th, td { overflow-wrap: normal; } td.words { min-width: 9rem; overflow-wrap: anywhere; }
+th, td { overflow-wrap: normal; } td.words { min-width: 6rem; overflow-wrap: anywhere; }
 .words { text-align: left; }
 .pictures { display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(45%, 150px), 1fr)); }
@@ -137,7 +137,7 @@ class Page:
         self._plots += 1
         drawing, width = _drawing(image, title, f"plot{self._plots}-")
         # Wide ones scroll in their card before their letters get too small.
-        broad = width > 1.2 * plots.WIDTH * plots.UNITS
+        broad = width > 1.6 * plots.WIDTH * plots.UNITS
         least = 0.85 * width if broad else 0.0
         size = f"min-width: {least:.0f}px; max-width: {1.3 * width:.0f}px"
         words = f'<p class="faint">{escaped(text)}</p>' if text else ""

@@ -175,7 +175,7 @@ def retrieval_page(page: "Page", result: "Result", data: "CaptionedSet") -> None
     from twinlens.evaluate.page import Shown
 
     curve = result.details["recall_curve"]
-    lines = {"captions finding their image": curve["text_to_image"]}
+    lines = {"captions finding images": curve["text_to_image"]}
     lines["images finding a caption"] = curve["image_to_text"]
     drawing = plots.curves(
         curve["places"], lines, x_label="k", y_label="recall@k", y_limits=(0.0, 1.0), log_x=True
