@@ -248,8 +248,8 @@ def drawn_parts(run: Evaluation) -> list[Part]:
     with ExitStack() as stack:
         total = pairs + PICTURES_PER_COUNT * len(NUMBER_WORDS)
         watched = run.watched("drawing", total, stack)
-        swapped = composition(watched, pairs_per_kind=PAIRS_PER_KIND)
-        counted = counting(watched, per_count=PICTURES_PER_COUNT)
+        swapped = composition(watched, pairs_per_kind=PAIRS_PER_KIND, cache=run.cache)
+        counted = counting(watched, per_count=PICTURES_PER_COUNT, cache=run.cache)
     return [
         Part(swapped, lambda page: composition_page(page, swapped)),
         Part(counted, lambda page: counting_page(page, counted)),

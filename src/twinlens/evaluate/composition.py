@@ -24,7 +24,7 @@ from twinlens.evaluate.scenes import NUMBER_WORDS, PAIR_KINDS, ScenePair, counte
 from twinlens.evaluate.sets import CaptionedSet, LabelledSet
 from twinlens.evaluate.tasks import caption_ids, new_result, note, some_of
 from twinlens.evaluate.usable import with_vectors
-from twinlens.evaluate.vectors import VectorCache, cached_texts
+from twinlens.evaluate.vectors import VectorCache, cached_images, cached_texts
 
 if TYPE_CHECKING:
     from twinlens.evaluate.page import Page
@@ -57,7 +57,11 @@ def winoground_scores(
 
 
 def composition(
-    embedder: EmbedderLike, *, pairs_per_kind: int = PAIRS_PER_KIND, seed: int = 0
+    embedder: EmbedderLike,
+    *,
+    pairs_per_kind: int = PAIRS_PER_KIND,
+    seed: int = 0,
+    cache: VectorCache | None = None,
 ) -> Result:
     """Winoground's scores on drawn pairs: two controls, swapped attributes, swapped places.
 
@@ -69,7 +73,7 @@ def composition(
     wrong: list[dict[str, Any]] = []
     for kind in PAIR_KINDS:
         pairs = pairs_of(kind, pairs_per_kind, seed)
-        found = winoground_scores(_pair_scores(embedder, pairs))
+        found = winoground_scores(_pair_scores(embedder, pairs, cache))
         for name, hits in found.items():
             note(result, f"{kind}: {name} score", hits, [pair.id for pair in pairs], what="pair")
         missed = [pair for pair, hit in zip(pairs, found["group"], strict=True) if not hit]
@@ -79,10 +83,12 @@ def composition(
 
 
 def _pair_scores(
-    embedder: EmbedderLike, pairs: Sequence[ScenePair]
+    embedder: EmbedderLike, pairs: Sequence[ScenePair], cache: VectorCache | None
 ) -> Float32[np.ndarray, "pair 2 2"]:
-    images = embedder.images([image for pair in pairs for image in pair.images])
-    texts = embedder.texts([caption for pair in pairs for caption in pair.captions])
+    drawn = [image for pair in pairs for image in pair.images]
+    images, _ = cached_images(embedder, drawn, cache=cache)
+    captions = [caption for pair in pairs for caption in pair.captions]
+    texts = cached_texts(embedder, captions, cache=cache)
     shape = (len(pairs), 2, embedder.dim)
     scores: Float32[np.ndarray, "pair 2 2"] = np.einsum(
         "pid,pcd->pic", images.reshape(shape), texts.reshape(shape)
@@ -91,13 +97,17 @@ def _pair_scores(
 
 
 def counting(
-    embedder: EmbedderLike, *, per_count: int = PICTURES_PER_COUNT, seed: int = 0
+    embedder: EmbedderLike,
+    *,
+    per_count: int = PICTURES_PER_COUNT,
+    seed: int = 0,
+    cache: VectorCache | None = None,
 ) -> Result:
     """One to five equal things drawn: is "three red stars" the best of the five captions?"""
     scenes = counted_scenes(per_count, seed)
-    images = embedder.images([scene.image for scene in scenes])
+    images, _ = cached_images(embedder, [scene.image for scene in scenes], cache=cache)
     captions = [caption for scene in scenes for caption in scene.captions]
-    texts = cached_texts(embedder, captions)  # the same few come again and again
+    texts = cached_texts(embedder, captions, cache=cache)  # the same few come again and again
     texts = texts.reshape(len(scenes), len(NUMBER_WORDS), -1)
     scores = np.einsum("sd,scd->sc", images, texts)
     counts = np.array([scene.count for scene in scenes])

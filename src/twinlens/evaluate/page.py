@@ -137,7 +137,7 @@ class Page:
         self._plots += 1
         drawing, width = _drawing(image, title, f"plot{self._plots}-")
         # Wide ones scroll in their card before their letters get too small.
-        broad = width > 1.6 * plots.WIDTH * plots.UNITS
+        broad = width > 1.3 * plots.WIDTH * plots.UNITS
         least = 0.85 * width if broad else 0.0
         size = f"min-width: {least:.0f}px; max-width: {1.3 * width:.0f}px"
         words = f'<p class="faint">{escaped(text)}</p>' if text else ""

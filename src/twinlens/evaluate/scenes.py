@@ -126,63 +126,66 @@ def pairs_of(kind: str, count: int, seed: int = 0) -> list[ScenePair]:
     attempts = 0
     while len(pairs) < count and attempts < 50 * count:
         attempts += 1
-        images, captions = PAIR_KINDS[kind](random)
+        scenes, captions = PAIR_KINDS[kind](random)
         if captions not in pairs and captions[::-1] not in pairs:
             name = f"{kind}: {captions[0]} / {captions[1]}"
+            # Drawn only now: of few possible pairs most attempts are repeats.
+            images = draw(*scenes[0]), draw(*scenes[1])
             pairs[captions] = ScenePair(name, images, captions)
     return list(pairs.values())
 
 
-_Drawn = tuple[tuple[Image.Image, Image.Image], tuple[str, str]]
+_Scene = tuple[list[Placed], tuple[int, int, int]]  # what draw() takes
+_Described = tuple[tuple[_Scene, _Scene], tuple[str, str]]
 
 
-def _colour_pair(random: Random) -> _Drawn:
+def _colour_pair(random: Random) -> _Described:
     """Control: one thing, in either colour."""
     first, second = _two(COLOURS, random)
     shape = _one(SHAPES, random)
     return _single(Thing(first, shape), Thing(second, shape), random)
 
 
-def _shape_pair(random: Random) -> _Drawn:
+def _shape_pair(random: Random) -> _Described:
     """Control: one thing, of either shape."""
     first, second = _two(SHAPES, random)
     colour = _one(COLOURS, random)
     return _single(Thing(colour, first), Thing(colour, second), random)
 
 
-def _single(first: Thing, second: Thing, random: Random) -> _Drawn:
+def _single(first: Thing, second: Thing, random: Random) -> _Described:
     background = _background(random)
-    images = [draw([Placed(thing, (0.5, 0.5), 0.27)], background) for thing in (first, second)]
-    return (images[0], images[1]), (f"a {first}", f"a {second}")
+    alone = [([Placed(thing, (0.5, 0.5), 0.27)], background) for thing in (first, second)]
+    return (alone[0], alone[1]), (f"a {first}", f"a {second}")
 
 
-def _attribute_pair(random: Random) -> _Drawn:
+def _attribute_pair(random: Random) -> _Described:
     """Colours exchanged between two things that stay where they are."""
     colours, shapes = _two(COLOURS, random), _two(SHAPES, random)
     places = RELATIONS[_one(["to the left of", "above"], random)]
     background = _background(random)
-    images, captions = [], []
+    scenes, captions = [], []
     for pair in (colours, colours[::-1]):
         things = [Thing(colour, shape) for colour, shape in zip(pair, shapes, strict=True)]
-        images.append(_scene(things, places, background))
+        scenes.append(_scene(things, places, background))
         captions.append(f"a {things[0]} and a {things[1]}")
-    return (images[0], images[1]), (captions[0], captions[1])
+    return (scenes[0], scenes[1]), (captions[0], captions[1])
 
 
-def _relation_pair(random: Random) -> _Drawn:
+def _relation_pair(random: Random) -> _Described:
     """Two things in each other's place."""
     colours, shapes = _two(COLOURS, random), _two(SHAPES, random)
     things = [Thing(colour, shape) for colour, shape in zip(colours, shapes, strict=True)]
     relation = _one(list(RELATIONS), random)
     background = _background(random)
-    images, captions = [], []
+    scenes, captions = [], []
     for pair in (things, things[::-1]):
-        images.append(_scene(pair, RELATIONS[relation], background))
+        scenes.append(_scene(pair, RELATIONS[relation], background))
         captions.append(f"a {pair[0]} {relation} a {pair[1]}")
-    return (images[0], images[1]), (captions[0], captions[1])
+    return (scenes[0], scenes[1]), (captions[0], captions[1])
 
 
-PAIR_KINDS: dict[str, Callable[[Random], _Drawn]] = {
+PAIR_KINDS: dict[str, Callable[[Random], _Described]] = {
     "colour (control)": _colour_pair,
     "shape (control)": _shape_pair,
     "attributes swapped": _attribute_pair,
@@ -216,9 +219,9 @@ def _counted(count: int, number: int, random: Random) -> CountedScene:
 
 def _scene(
     things: list[Thing], places: tuple[Point, Point], background: tuple[int, int, int]
-) -> Image.Image:
+) -> _Scene:
     placed = [Placed(t, place, PAIR_RADIUS) for t, place in zip(things, places, strict=True)]
-    return draw(placed, background)
+    return placed, background
 
 
 def _one(
