@@ -1,5 +1,6 @@
 """The parts of the `mini` recipe that can be checked without its data."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 
 from mini_data import clean_caption, clean_name, view_of
 from mini_report import label_vectors
-from mini_train import shuffled
+from mini_train import Pictures, shuffled
 from mini_words import CLOTHING_TEMPLATES, DRAWING_TEMPLATES, TEMPLATES, imagenet_texts
 from twinlens.testing import FakeEmbedder
 
@@ -60,3 +61,26 @@ def test_every_template_has_one_place_for_the_name():
     assert all(
         template.count("{}") == 1 for template in TEMPLATES + CLOTHING_TEMPLATES + DRAWING_TEMPLATES
     )
+
+
+class _Sums:
+    """In the place of a tower: a map's sum."""
+
+    def from_block(self, maps, first):
+        return maps.sum(dim=(2, 3))
+
+
+def test_pictures_of_two_caches_are_one_set_in_order(tmp_path):
+    for name, numbers in (("a", [0.0, 1.0, 2.0]), ("b", [10.0, 11.0])):
+        maps = np.array(numbers, np.float16).reshape(1, -1, 1, 1, 1)
+        np.save(tmp_path / f"{name}.maps.npy", maps)
+        np.save(tmp_path / f"{name}.features.npy", maps.reshape(1, -1, 1).astype(np.float32) + 100)
+        words = {"texts": [[str(n)] for n in numbers], "labels": [], "files": [name] * len(numbers)}
+        (tmp_path / f"{name}.json").write_text(json.dumps(words))
+    pictures = Pictures(tmp_path, "a", "b")
+    rows = np.array([0, 2, 3, 4])
+    assert pictures.count == 5 and pictures.words.files == ["a", "a", "a", "b", "b"]
+    assert pictures.of_tower(_Sums(), rows, 0).flatten().tolist() == [0.0, 2.0, 10.0, 11.0]
+    assert pictures.of_tower(None, rows, 0).flatten().tolist() == [100.0, 102.0, 110.0, 111.0]
+    alone = Pictures(tmp_path, "b").of_tower(_Sums(), np.array([1]), 0)
+    assert alone.flatten().tolist() == [11.0]
