@@ -360,9 +360,11 @@ class Trainer:
             return
         self.unlock(stage)
         self.stage = stage
-        if stage.moved:
-            for pictures in (self.photos, self.val, *(p for p, _, _ in self.labelled)):
+        for pictures in (self.photos, self.val, *(p for p, _, _ in self.labelled)):
+            if stage.moved:
                 pictures.follow(self.tower)
+            else:  # as in a run that was stopped after the stage that moved
+                pictures.features = pictures.before
         if stage.with_val:
             self.photos = Pictures(self.work, "flickr_train", "flickr_more")
             self.clip = ClipNames.read(self.clip_vectors, self.photos.words.files)
