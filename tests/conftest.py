@@ -39,6 +39,17 @@ def run(capsys):
 
 
 @pytest.fixture
+def one_thread():
+    """Tiny products are faster in one thread, above all on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def tiny_clip():
     """CLIP with random weights, its whole vocabulary and little else."""
     import torch

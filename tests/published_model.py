@@ -1,25 +1,14 @@
 """A published checkpoint as a model, and what it means to agree with a reference."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from twinlens.model.checkpoint import load_weights
 from twinlens.model.clip import Clip
 from twinlens.model.published import read_published
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster in one thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def load(path: Path, **overrides: Any) -> Clip:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from published_model import difference, load, one_thread  # noqa: F401
+from published_model import difference, load
 from random_weights import uniform
 from test_published import DATA, open_clip_folder, tensors
 from twinlens.errors import ConfigError
 from twinlens.model.positions import resize_positions
 from twinlens.model.published import read_published
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VIT, RESNET, SIGLIP = "norm_before_mean", "resnet_quick_gelu", "siglip_exact"
 POSITION = {

@@ -14,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from published_model import assert_same_features, difference, load, one_thread  # noqa: F401
+from published_model import assert_same_features, difference, load
 from random_weights import uniform, weight
 from twinlens.errors import ConfigError
 from twinlens.model.image_vit import VitTower
 from twinlens.model.published import read_published
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GOLDEN_TOLERANCE = 1e-4  # issue 3
 # Between the exact and the tanh GELU these towers differ by 1e-4 and more.

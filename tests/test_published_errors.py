@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from published_model import load, one_thread  # noqa: F401
+from published_model import load
 from random_weights import fill
 from test_published import OPEN_CLIP, open_clip_folder
 from test_published_transformers import TEXT, VISION, flax_parameters, save
 from twinlens.errors import CheckpointMismatch, ConfigError, TwinlensError
 from twinlens.model import published as published_module
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from published_model import assert_same_features, difference, load, one_thread  # noqa: F401
+from published_model import assert_same_features, difference, load
 from random_weights import fill, uniform
 from twinlens.config import BertTextConfig, ClipTextConfig, VitConfig
 from twinlens.model.published import read_published
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 transformers = pytest.importorskip("transformers")
 

@@ -28,6 +28,8 @@ from twinlens.train.objective import Towers, batch_loss
 from twinlens.train.optim import make_optimizer
 from twinlens.train.start import Start, write_start
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAST = torch.channels_last
 TOWERS = [
     ResNetConfig(image_size=64, stem_width=8, layers=(1, 1, 1, 1), heads=4),
@@ -35,14 +37,6 @@ TOWERS = [
     EfficientNetLiteConfig(image_size=64, stem_width=8, head_width=32, width_multiplier=0.25),
     FastVitConfig(image_size=64, widths=(16, 32, 64), layers=(1, 1, 1), attention_stages=1),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def convolutional(tower):

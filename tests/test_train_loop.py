@@ -14,13 +14,7 @@ from twinlens.train.config import LoraConfig, OptimizerConfig
 from twinlens.train.inputs import Inputs
 from twinlens.train.loop import train
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

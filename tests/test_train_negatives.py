@@ -17,6 +17,8 @@ from train_means_run import negatives_of, open_more, write_teacher
 from train_processes import MEANS_PROGRAM, finish, start, start_together
 from train_run import losses, open_memory, pairs_in_memory, tiny_clip, tiny_config, write_tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # The processes that the tests start import this file without pytest's hook.
 with install_import_hook("twinlens", "beartype.beartype"):
     from twinlens.data.augment import Augment
@@ -37,14 +39,6 @@ with install_import_hook("twinlens", "beartype.beartype"):
 
 CAPTIONS = ("a red cat on a mat", "two men, one horse", "a dog", "The sea meets the sky")
 BATCH, TIMEOUT_SECONDS = 4, 240
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,7 @@ from twinlens.train.config import OptimizerConfig, TrainConfig
 from twinlens.train.loop import train
 from twinlens.train.teachers import Follower
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

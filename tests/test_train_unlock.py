@@ -15,13 +15,7 @@ from twinlens.train.config import TrainConfig
 from twinlens.train.lock import lock_towers, training_mode, unlock_steps, unlock_towers
 from twinlens.train.loop import train
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
